@@ -1,0 +1,397 @@
+"""Random-weight Magpie TTS and NanoCodec checkpoints (`.nemo`) of the real NeMo classes, for tests and for measuring speed.
+
+Classes and configuration keys are those of `nvidia/magpie_tts_multilingual_357m` (baked speakers, autoregressive local
+transformer, eight codebooks of 2016 FSQ codes at 21.53 frames per second) and of its codec. The weights are random, so
+what they say is noise, and **how long they say it means nothing**: random weights never decide that a text is over, so every
+utterance runs to `inference_parameters.max_decoder_steps`: about three seconds for "tiny", 23 seconds (as the real model's cap)
+for "full". `max_seconds` of a request shortens it.
+
+Five speakers are baked in, at the indices of the public checkpoint: John 0, Sofia 1, Aria 2, Jason 3, Leo 4. A `.nemo`
+stores no names: the serving engine owns the list (`magpie_engine/catalog.py`).
+
+The `.nemo` names its codec by the public hub name, as the real one does, so whoever restores it must say where the codec
+is (`MAGPIE_CODEC`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import tempfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from triton_voice.checkpoints.pack import repack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nemo.collections.tts.models import AudioCodecModel
+    from nemo.collections.tts.models.magpietts import MagpieTTSModel
+
+MAGPIE_FILE = "magpie.nemo"
+CODEC_FILE = "codec.nemo"
+#: What `codecmodel_path` says in the public checkpoint.
+CODEC_HUB_NAME = "nvidia/nemo-nano-codec-22khz-1.89kbps-21.5fps"
+
+SPEAKERS = ("John", "Sofia", "Aria", "Jason", "Leo")
+SPEAKER_FRAMES = 110
+SAMPLE_RATE = 22050
+SAMPLES_PER_FRAME = 1024
+#: Root mean square of the random codec's output, full scale 1: clearly audible and far from clipping.
+TARGET_RMS = 0.1
+
+_CODEC = "nemo.collections.tts.modules.audio_codec_modules."
+_TOKENIZERS = "nemo.collections.common.tokenizers.text_to_speech.tts_tokenizers."
+
+_WORDS = (
+    "hello world this is a test of the streaming speech engine please turn on lights in kitchen and play some music what "
+    "time it new york how weather today i would like to book table for two at seven evening could you repeat that more "
+    "slowly did not hear yes no maybe one three four five six eight nine ten thank very much goodbye have nice day the "
+    "quick brown fox jumps over lazy dog"
+).split()
+_PHONEMES = "ɑ æ ʌ ɔ aʊ aɪ b tʃ d ð ɛ ɝ eɪ f ɡ h ɪ i dʒ k l m n ŋ oʊ ɔɪ p ɹ s ʃ t θ ʊ u v w j z ʒ".split()
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Factors on freshly initialised weights.
+
+    Untouched, the network is nearly blind: text, speaker and history hardly move its output, every text gives the same
+    codes, and a test that compares engines compares nothing.
+    """
+
+    text_query: float = 12.0
+    text_key_value: float = 6.0
+    text_out: float = 30.0
+    history_qkv: float = 5.0
+    history_out: float = 10.0
+    local_in: float = 4.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides the size of the two models; names as in NeMo's configurations.
+
+    Attributes:
+        width: `embedding_dim` and `d_model` of encoder and decoder.
+        ffn: `d_ffn`.
+        heads: Self-attention heads.
+        cross_head: Width of the single cross-attention head.
+        encoder_layers: Layers of the text encoder.
+        decoder_layers: Layers of the decoder.
+        local_width: Width of the local transformer.
+        max_text: Longest text in tokens (encoder positions).
+        max_positions: Longest speaker context plus speech, in decoder positions.
+        max_steps: `max_decoder_steps`: the length at which an utterance is cut, in frames.
+        alignment_layers: `estimate_alignment_from_layers`.
+        prior_layers: `apply_prior_to_layers`.
+        codec_encoder_channels: `base_channels` of the codec's encoder.
+        codec_decoder_channels: `base_channels` of the codec's decoder; at least 64 (half_snake needs two channels at the
+            last of five stages).
+        gains: Factors on the weights, None for none.
+    """
+
+    width: int
+    ffn: int
+    heads: int
+    cross_head: int
+    encoder_layers: int
+    decoder_layers: int
+    local_width: int
+    max_text: int
+    max_positions: int
+    max_steps: int
+    alignment_layers: tuple[int, ...]
+    prior_layers: tuple[int, ...]
+    codec_encoder_channels: int
+    codec_decoder_channels: int
+    gains: Gains | None
+
+
+SHAPES = {
+    "tiny": Shape(32, 64, 4, 32, 2, 3, 16, 512, 256, 64, (1, 2), (1, 2), 4, 64, Gains()),
+    "full": Shape(768, 3072, 12, 128, 6, 12, 256, 2048, 2048, 500, (3, 4, 5, 6), (3, 4, 5, 6, 7, 8, 9), 48, 864, None),
+}
+
+
+def make(out: Path, size: str, seed: int = 0) -> tuple[Path, Path]:
+    """Builds both checkpoints with random weights.
+
+    Args:
+        out: Folder for the two files; made if missing.
+        size: "tiny" (about 8 MB and 3 MB) or "full" (the public shapes, about 1.2 GB and 0.4 GB).
+        seed: Of the weights; the same seed gives the same weights and, with the same library versions, the same bytes.
+
+    Returns:
+        Paths of `magpie.nemo` and `codec.nemo` inside `out`.
+
+    Raises:
+        ValueError: `size` is not known.
+    """
+    if size not in SHAPES:
+        raise ValueError(f"unknown size {size!r} of a Magpie checkpoint; choose one of {', '.join(SHAPES)}")
+    shape = SHAPES[size]
+    out.mkdir(parents=True, exist_ok=True)
+    magpie_path, codec_path = out / MAGPIE_FILE, out / CODEC_FILE
+    with _quiet_nemo(), _reproducible(seed), tempfile.TemporaryDirectory() as scratch:
+        build_codec(shape).save_to(str(codec_path))
+        model = build_magpie(shape, codec_path, Path(scratch))
+        model.cfg.codecmodel_path = CODEC_HUB_NAME
+        model.save_to(str(magpie_path))
+    repack(codec_path)
+    repack(magpie_path)
+    return magpie_path, codec_path
+
+
+def build_codec(shape: Shape) -> AudioCodecModel:
+    """Builds the codec with its output scaled to `TARGET_RMS`, on the CPU, in evaluation mode."""
+    import torch
+    from nemo.collections.tts.models import AudioCodecModel
+
+    codec = AudioCodecModel(_codec_config(shape)).eval()
+    frames = 64
+    with torch.no_grad():
+        codes = torch.randint(0, codec.codebook_size, (1, codec.num_codebooks, frames))
+        audio, _ = codec.decode(tokens=codes, tokens_len=torch.tensor([frames]))
+        # A weight-normalised convolution: its gain is `original0`, or `weight_g` in older releases of torch.
+        gain = dict(codec.audio_decoder.post_conv.named_parameters())
+        for name in gain:
+            if name.endswith(("original0", "weight_g", "bias")):
+                gain[name].mul_(TARGET_RMS / audio.std())
+    return codec
+
+
+def build_magpie(shape: Shape, codec: Path, scratch: Path) -> MagpieTTSModel:
+    """Builds the acoustic model with baked speakers, on the CPU, in evaluation mode.
+
+    Args:
+        shape: Sizes and gains.
+        codec: The codec's `.nemo`; the constructor reads it.
+        scratch: Folder for the pronunciation files, which `save_to` packs into the `.nemo`.
+    """
+    from nemo.collections.tts.models.magpietts import MagpieTTSModel
+
+    model = MagpieTTSModel(_magpie_config(shape, codec, scratch)).eval()
+    _bake_speakers(model)
+    if shape.gains is not None:
+        _amplify(model, shape.gains)
+    return model
+
+
+def _codec_config(shape: Shape) -> Any:
+    from omegaconf import OmegaConf
+
+    rates = (8, 8, 4, 2, 2)
+    return OmegaConf.create(
+        {
+            "sample_rate": SAMPLE_RATE,
+            "samples_per_frame": SAMPLES_PER_FRAME,
+            "max_epochs": 1,
+            "steps_per_epoch": 1,
+            "mel_loss_l1_scale": 1.0,
+            "mel_loss_l2_scale": 0.0,
+            "stft_loss_scale": 20.0,
+            "time_domain_loss_scale": 0.0,
+            "commit_loss_scale": 0.0,
+            "disc_updates_per_period": 1,
+            "disc_update_period": 2,
+            "loss_resolutions": [[512, 128, 512]],
+            "mel_loss_dims": [80],
+            "mel_loss_log_guard": 1.0,
+            "stft_loss_log_guard": 1.0,
+            "feature_loss_type": "absolute",
+            "audio_encoder": {
+                "_target_": _CODEC + "HiFiGANEncoder",
+                "down_sample_rates": list(reversed(rates)),
+                "encoded_dim": 32,
+                "base_channels": shape.codec_encoder_channels,
+                "activation": "lrelu",
+                "resblock_dilation_sizes": [1],
+            },
+            "audio_decoder": {
+                "_target_": _CODEC + "CausalHiFiGANDecoder",
+                "up_sample_rates": list(rates),
+                "input_dim": 32,
+                "base_channels": shape.codec_decoder_channels,
+                "activation": "half_snake",
+                "output_activation": "clamp",
+            },
+            "vector_quantizer": {
+                "_target_": _CODEC + "GroupFiniteScalarQuantizer",
+                "num_groups": 8,
+                "num_levels_per_group": [8, 7, 6, 6],
+            },
+            "generator_loss": {"_target_": "nemo.collections.tts.losses.audio_codec_loss.GeneratorSquaredLoss"},
+            "discriminator_loss": {"_target_": "nemo.collections.tts.losses.audio_codec_loss.DiscriminatorSquaredLoss"},
+            "optim": {"_target_": "torch.optim.Adam", "lr": 2e-4, "betas": [0.8, 0.99]},
+        }
+    )
+
+
+def _magpie_config(shape: Shape, codec: Path, scratch: Path) -> Any:
+    from omegaconf import OmegaConf
+
+    encoder = {
+        "n_layers": shape.encoder_layers,
+        "d_model": shape.width,
+        "d_ffn": shape.ffn,
+        "sa_n_heads": shape.heads,
+        "kernel_size": 3,
+        "p_dropout": 0.1,
+        "p_dropout_out": 0.0,
+        "has_xattn": False,
+        "is_causal": True,
+        "apply_norm_out": True,
+        "max_length_causal_mask": shape.max_text,
+        "use_learnable_pos_emb": True,
+    }
+    decoder = encoder | {
+        "n_layers": shape.decoder_layers,
+        "kernel_size": 1,
+        "has_xattn": True,
+        "xa_d_head": shape.cross_head,
+        "xa_d_memory": shape.width,
+        "xa_n_heads": 1,
+        "apply_norm_to_cond": True,
+        "max_length_causal_mask": shape.max_positions,
+        "make_prior_window_strict": True,
+    }
+    return OmegaConf.create(
+        {
+            "model_type": "decoder_ce",
+            "use_text_conditioning_encoder": False,
+            "text_conditioning_tokenizer_name": "english_phoneme",
+            "context_duration_min": 5.0,
+            "context_duration_max": 5.0,
+            "load_cached_codes_if_available": True,
+            "prior_scaling_factor": 0.5,
+            "prior_end_step": 0,
+            "prior_scaledown_start_step": 0,
+            "indefinite_prior_prob": 0.0,
+            "alignment_loss_scale": 0.002,
+            "embedding_dim": shape.width,
+            "codecmodel_path": str(codec),
+            "max_epochs": 1,
+            "steps_per_epoch": 1,
+            "cfg_unconditional_prob": 0.1,
+            "use_alignment_encoder": False,
+            "local_transformer_type": "autoregressive",
+            "local_transformer_loss_scale": 1.0,
+            "local_transformer_n_layers": 1,
+            "local_transformer_n_heads": 1,
+            "local_transformer_hidden_dim": shape.local_width,
+            "text_tokenizers": _tokenizers(scratch),
+            "encoder": encoder,
+            # Baked speakers replace the context encoder, whose weights are then left out of the `.nemo`.
+            "context_encoder": encoder | {"n_layers": 1, "is_causal": False},
+            "decoder": decoder,
+            "use_kv_cache_for_inference": False,
+            "inference_parameters": {
+                "max_decoder_steps": shape.max_steps,
+                "temperature": 0.6,
+                "topk": 80,
+                "cfg_scale": 2.5,
+                "apply_attention_prior": True,
+                "attention_prior_epsilon": 0.1,
+                "attention_prior_lookahead_window": 5,
+                "estimate_alignment_from_layers": list(shape.alignment_layers),
+                "apply_prior_to_layers": list(shape.prior_layers),
+                "start_prior_after_n_audio_steps": 0,
+                "use_LT_kv_cache": True,
+                "ignore_finished_sentence_tracking": True,
+                "eos_detection_method": "argmax_or_multinomial_any",
+                "min_generated_frames": 4,
+            },
+            "optim": {"_target_": "torch.optim.AdamW", "lr": 2e-4},
+        }
+    )
+
+
+def _tokenizers(scratch: Path) -> dict[str, Any]:
+    """English phonemes with letters for every word outside the small dictionary, and French characters."""
+    phonemes = random.Random(0)
+    dictionary, heteronyms = scratch / "ipa_dictionary.txt", scratch / "heteronyms.txt"
+    lines = []
+    for index, word in enumerate(dict.fromkeys(_WORDS)):
+        sounds = [phonemes.choice(_PHONEMES) for _ in range(max(2, len(word) - 1))]
+        sounds[0] = _PHONEMES[index % len(_PHONEMES)]
+        lines.append(f"{word.upper()}  ˈ{''.join(sounds)}\n")
+    dictionary.write_text("".join(lines), encoding="utf-8")
+    heteronyms.write_text("read\nlive\n", encoding="utf-8")
+    return {
+        "english_phoneme": {
+            "_target_": _TOKENIZERS + "IPATokenizer",
+            "punct": True,
+            "apostrophe": True,
+            "pad_with_space": False,
+            "g2p": {
+                "_target_": "nemo.collections.tts.g2p.models.i18n_ipa.IpaG2p",
+                "phoneme_dict": str(dictionary),
+                "heteronyms": str(heteronyms),
+                "phoneme_probability": 1.0,
+                "ignore_ambiguous_words": False,
+                "use_chars": True,
+                "use_stresses": True,
+            },
+        },
+        # The public checkpoint's French is ByT5, fetched from the hub when the model is built; letters need no file.
+        "french_chartokenizer": {"_target_": _TOKENIZERS + "FrenchCharsTokenizer"},
+    }
+
+
+def _bake_speakers(model: MagpieTTSModel) -> None:
+    """Gives the model what the public multi-speaker checkpoint has: fixed context embeddings instead of context audio."""
+    import torch
+
+    width = model.cfg.embedding_dim
+    table = torch.nn.Embedding(len(SPEAKERS), SPEAKER_FRAMES * width)
+    torch.nn.init.normal_(table.weight)
+    model.baked_context_embedding = table.requires_grad_(False)
+    model._baked_embedding_T = torch.tensor(SPEAKER_FRAMES)
+    model._baked_embedding_D = torch.tensor(width)
+    model.baked_context_embedding_len = torch.full((len(SPEAKERS),), SPEAKER_FRAMES, dtype=torch.long)
+
+
+def _amplify(model: MagpieTTSModel, gains: Gains) -> None:
+    import torch
+
+    with torch.no_grad():
+        for layer in model.decoder.layers:
+            layer.cross_attention.q_net.weight.mul_(gains.text_query)
+            layer.cross_attention.kv_net.weight.mul_(gains.text_key_value)
+            layer.cross_attention.o_net.weight.mul_(gains.text_out)
+            layer.self_attention.qkv_net.weight.mul_(gains.history_qkv)
+            layer.self_attention.o_net.weight.mul_(gains.history_out)
+        model.local_transformer_in_projection.weight.mul_(gains.local_in)
+
+
+@contextlib.contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """Seeds torch and the names that `save_to` gives to packed files, and puts both back afterwards."""
+    import torch
+
+    names = random.Random(seed)
+    with (
+        torch.random.fork_rng(devices=[]),
+        mock.patch("uuid.uuid4", lambda: uuid.UUID(int=names.getrandbits(128), version=4)),
+    ):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_nemo() -> Iterator[None]:
+    from nemo.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+            yield
+    finally:
+        logging.set_verbosity(level)
