@@ -23,7 +23,7 @@ check: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-lock: setup
+lock:
 	@for arch in x86_64 aarch64; do for minor in 11 12; do \
 	  $(BIN)/uv pip compile --quiet pyproject.toml --all-extras --no-annotate --no-header --no-emit-index-url \
 	    --python-platform $$arch-manylinux_2_35 --python-version 3.$$minor \

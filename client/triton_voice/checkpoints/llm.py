@@ -63,7 +63,7 @@ class Shape:
 SHAPES = {
     # About 0.5 M parameters: starts fast and answers within milliseconds on a CPU. The wide standard deviation makes
     # attention matter, so that a wrong KV cache shows in the text.
-    "tiny": Shape(128, 2, 4, 2, 32, 256, 0, 4096, "float32", 0.08),
+    "tiny": Shape(128, 2, 4, 2, 32, 256, 0, 32768, "float32", 0.08),
     # The shape of Llama-3.2-1B with an output layer of its own: 1.5 G parameters, 3.0 GB in bfloat16. A laptop can run
     # it; on a DGX Spark one decoding step reads about as much memory as the 3 G active parameters of Nemotron-3-Nano
     # do in FP8.
@@ -153,7 +153,7 @@ CHAT_TEMPLATE = r"""
         {%- if message.role == 'user' -%}{%- set ns.last_user = ns.last_user + 1 -%}{%- endif -%}
         {{- '<|im_start|>' ~ message.role ~ '\n' ~ text(message.content) ~ '<|im_end|>\n' -}}
     {%- else -%}
-        {{- raise_exception('a message has the role ' ~ message.role ~ '; allowed are system, user, assistant, tool') -}}
+        {{- raise_exception('unknown role ' ~ message.role ~ '; allowed are system, user, assistant, tool') -}}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}

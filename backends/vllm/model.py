@@ -1,0 +1,104 @@
+"""Triton's side of the `vllm` backend: tensors in, responses out. Everything else is in the package vllm_chat."""
+
+import locale
+
+# Before anything is imported: Python inside Triton's stub opens text files as ASCII otherwise.
+locale.setlocale(locale.LC_ALL, "C.UTF-8")
+
+import json
+import os
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+from vllm_chat import contract, settings
+from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, SettingsError, Unavailable
+
+_CODES = {
+    InvalidRequest: pb_utils.TritonError.INVALID_ARG,
+    Unavailable: pb_utils.TritonError.UNAVAILABLE,
+    Cancelled: pb_utils.TritonError.CANCELLED,
+    EngineFailed: pb_utils.TritonError.INTERNAL,
+}
+
+
+class TritonReply:
+    """The way back to one client, see `vllm_chat.courier.Reply`."""
+
+    def __init__(self, sender):
+        self._sender = sender
+
+    def send(self, outputs, final):
+        """Send one response, with the final flag on the last."""
+        response = pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+
+    def fail(self, error):
+        """Send an error; it is always the last response."""
+        code = _CODES.get(type(error), pb_utils.TritonError.INTERNAL)
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def is_cancelled(self):
+        """Ask Triton (one trip to the server's process)."""
+        return self._sender.is_cancelled()
+
+
+class TritonPythonModel:
+    """One vLLM engine behind Triton's decoupled protocol."""
+
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config):
+        """Complete config.pbtxt with the contract's inputs and outputs."""
+        return contract.complete(auto_complete_model_config)
+
+    def initialize(self, args):
+        """Load the model; Triton reports it ready when this returns."""
+        config = json.loads(args["model_config"])
+        if not pb_utils.using_decoupled_model_transaction_policy(config):
+            raise pb_utils.TritonModelException("the vllm backend needs model_transaction_policy { decoupled: true }")
+        folder = Path(args["model_repository"]) / args["model_version"]
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        try:
+            wanted = settings.load(folder, args["model_name"], parameters, os.environ)
+            self._engine = self._start(wanted, args["model_name"])
+        except SettingsError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+
+    @staticmethod
+    def _start(wanted, model_name):
+        # vLLM reads the environment when it is imported, so the defaults must be set before that; torch alone tells
+        # whether there is a GPU.
+        import torch
+
+        on_cpu = not torch.cuda.is_available()
+        for name, value in settings.environment_defaults(on_cpu=on_cpu).items():
+            os.environ.setdefault(name, value)
+        engine_args = settings.resolve(wanted, on_cpu=on_cpu, environment=os.environ)
+        pb_utils.Logger.log_info(f"[{model_name}] vLLM engine arguments: {json.dumps(engine_args)}")
+        from vllm_chat.engine import LlmEngine
+
+        return LlmEngine(
+            engine_args,
+            model_name,
+            wanted.chat_template_kwargs,
+            lambda line: pb_utils.Logger.log_warn(f"[{model_name}] {line}"),
+        )
+
+    def execute(self, requests):
+        """Hand each request to the engine and return at once; answers come from the courier's thread."""
+        for request in requests:
+            reply = TritonReply(request.get_response_sender())
+            try:
+                inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                self._engine.submit(contract.parse(inputs, json.loads(request.parameters() or "{}")), reply)
+            except BackendError as error:
+                self._engine.reject(error, reply)
+            except Exception as error:
+                # An exception out of execute() would fail every request of the batch.
+                self._engine.reject(EngineFailed(f"the request could not be read: {error}"), reply)
+
+    def finalize(self):
+        """End running requests, the engine's process and the threads."""
+        if hasattr(self, "_engine"):
+            self._engine.shutdown()

@@ -1,0 +1,193 @@
+"""The engine: vLLM's AsyncLLM on an event loop of its own, and the requests that run on it.
+
+Threads: the caller's (submits), the event loop's (tokenises, talks to the engine's process, words the outputs), the
+courier's (sends, watches). Each request is one asyncio task; cancelling the task is the one way to stop a request, and
+the end of the task, however it came, is the one place where its client is answered for the last time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from vllm_chat import text
+from vllm_chat.chat import Chat
+from vllm_chat.contract import ChatRequest, TextRequest
+from vllm_chat.courier import Courier, Parcel, Reply
+from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, Unavailable
+
+_UNLOADING = "the model is being unloaded"
+
+
+class Job:
+    """One request between its arrival and its last response."""
+
+    def __init__(
+        self, request: TextRequest | ChatRequest, reply: Reply, request_id: str, on_gone: Callable[[Job], None]
+    ):
+        self.request = request
+        self.request_id = request_id
+        self.parcel = Parcel(reply, lambda: on_gone(self))
+        self.task: asyncio.Task[None] | None = None
+        self.cancelled = False
+        self.finished = False
+
+
+class LlmEngine:
+    """A loaded model that answers requests until `shutdown`.
+
+    Args:
+        engine_args: vLLM's engine arguments by name, see `settings.resolve`.
+        model_name: The name that chat chunks carry.
+        chat_template_kwargs: Defaults of the chat template's switches.
+        log: Takes a line for the operator.
+
+    Raises:
+        Exception: Whatever vLLM raises when it cannot load the model.
+    """
+
+    def __init__(
+        self,
+        engine_args: dict[str, Any],
+        model_name: str,
+        chat_template_kwargs: dict[str, Any],
+        log: Callable[[str], None],
+    ):
+        self._log = log
+        self._numbers = itertools.count()
+        self._jobs: set[Job] = set()
+        self._closing = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="llm-engine", daemon=True)
+        self._thread.start()
+        self._courier = Courier(log)
+        try:
+            self._llm, self._chat = asyncio.run_coroutine_threadsafe(
+                self._load(engine_args, model_name, chat_template_kwargs), self._loop
+            ).result()
+        except BaseException:
+            self._stop_threads()
+            raise
+
+    @staticmethod
+    async def _load(
+        engine_args: dict[str, Any], model_name: str, chat_template_kwargs: dict[str, Any]
+    ) -> tuple[AsyncLLM, Chat]:
+        # Made inside the loop, because AsyncLLM starts its output task on the running loop.
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args))
+        try:
+            chat = Chat(llm, model_name, chat_template_kwargs)
+            # The first prompt, the first chat template and the first steps cost more than the others; ready means warm.
+            warm_up = TextRequest("Hello", False, False, {"max_tokens": 2, "temperature": 0.0}, frozenset())
+            async for _ in text.generate(llm, warm_up, "warm-up"):
+                pass
+            return llm, chat
+        except BaseException:
+            llm.shutdown()
+            raise
+
+    def submit(self, request: TextRequest | ChatRequest, reply: Reply) -> None:
+        """Begin to answer a request; everything, errors too, goes to `reply`. Returns at once, callable anywhere."""
+        job = Job(request, reply, f"{next(self._numbers)}", self._cancel_soon)
+        self._courier.open(job.parcel)
+        if not self._call(self._begin, job):
+            self._courier.fail(job.parcel, Unavailable(_UNLOADING))
+
+    def reject(self, error: BackendError, reply: Reply) -> None:
+        """Answer a request that could not even be read."""
+        self._courier.fail(Parcel(reply, lambda: None), error)
+
+    @property
+    def running(self) -> int:
+        """Requests that have not had their last response yet."""
+        return len(self._jobs)
+
+    def shutdown(self) -> None:
+        """Refuse new requests, end the running ones with an error, and leave no thread and no process behind."""
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._drain(), self._loop).result()
+        # Waits for the engine's process; vLLM kills it if it does not leave within a few seconds.
+        self._llm.shutdown()
+        self._stop_threads()
+
+    def _call(self, function: Callable[[Job], None], job: Job) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(function, job)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
+    def _begin(self, job: Job) -> None:
+        if self._closing:
+            self._courier.fail(job.parcel, Unavailable(_UNLOADING))
+            return
+        self._jobs.add(job)
+        job.task = self._loop.create_task(self._answer(job))
+        job.task.add_done_callback(lambda task: self._end(job, task))
+        if job.cancelled:
+            job.task.cancel()
+
+    def _cancel_soon(self, job: Job) -> None:
+        self._call(self._cancel, job)
+
+    @staticmethod
+    def _cancel(job: Job) -> None:
+        job.cancelled = True
+        if job.task is not None:
+            # vLLM aborts the request in its engine when the task that waits for it is cancelled, in prefill too.
+            job.task.cancel()
+
+    async def _answer(self, job: Job) -> None:
+        async for outputs, final in self._outputs(job):
+            job.finished = job.finished or final
+            self._courier.send(job.parcel, outputs, final)
+
+    def _outputs(self, job: Job) -> AsyncIterator[tuple[dict[str, np.ndarray], bool]]:
+        if isinstance(job.request, ChatRequest):
+            return self._chat.generate(job.request.body, job.request_id)
+        return text.generate(self._llm, job.request, job.request_id)
+
+    def _end(self, job: Job, task: asyncio.Task[None]) -> None:
+        """Make sure that the client hears the end, whatever it was."""
+        self._jobs.discard(job)
+        if task.cancelled():
+            self._courier.fail(job.parcel, Unavailable(_UNLOADING) if self._closing else Cancelled("cancelled"))
+        elif (error := task.exception()) is not None:
+            self._courier.fail(job.parcel, self._translate(error))
+        elif not job.finished:
+            self._courier.fail(job.parcel, EngineFailed("the engine ended the reply without a last output"))
+
+    def _translate(self, error: BaseException) -> BackendError:
+        if isinstance(error, BackendError):
+            return error
+        if isinstance(error, VLLMClientError):
+            return InvalidRequest(str(error.args[0]) if error.args else str(error))
+        if isinstance(error, GracefulHTTPError):
+            return Unavailable(error.message)
+        if isinstance(error, EngineDeadError):
+            return EngineFailed("the engine died; the server's log tells why")
+        self._log(f"a request failed: {type(error).__name__}: {error}")
+        return EngineFailed(f"the engine failed: {error or type(error).__name__}")
+
+    async def _drain(self) -> None:
+        self._closing = True
+        tasks = [job.task for job in self._jobs if job.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _stop_threads(self) -> None:
+        self._courier.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,85 @@
+"""Text generation: a rendered prompt in, tensors of the stock contract out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from vllm_chat import sampling
+from vllm_chat.contract import TextRequest
+
+#: The stock backend's words for "not finished" and "no log probabilities asked for".
+UNFINISHED = "None"
+NO_LOGPROBS = "null"
+
+
+async def generate(
+    llm: AsyncLLM, request: TextRequest, request_id: str
+) -> AsyncIterator[tuple[dict[str, np.ndarray], bool]]:
+    """Run one text request.
+
+    Args:
+        llm: The engine.
+        request: What to generate.
+        request_id: Unique among the running requests.
+
+    Yields:
+        Outputs by name and whether they are the last. With `stream`, each holds what is new since the one before;
+        arrays have one element per completion (`n`), empty text for those that did not move.
+
+    Raises:
+        InvalidRequest: If the sampling parameters are wrong.
+        VLLMClientError: If vLLM refuses the request, e.g. a prompt that is too long.
+    """
+    params = sampling.build(request.sampling)
+    params.output_kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
+    # Rendering first keeps tokenisation in vLLM's thread pool instead of the event loop.
+    (prompt,) = await llm.renderer.render_cmpl_async([parse_model_prompt(llm.model_config, request.prompt)])
+    async for output in llm.generate(prompt, params, request_id):
+        yield _tensors(request, output, params.n), output.finished
+
+
+def _tensors(request: TextRequest, output: RequestOutput, count: int) -> dict[str, np.ndarray]:
+    parts: list[CompletionOutput | None] = [None] * count
+    for part in output.outputs:
+        parts[part.index] = part
+    prefix = request.prompt if request.prepend_prompt else ""
+    tensors = {"text_output": _strings(prefix + (part.text if part else "") for part in parts)}
+    if "finish_reason" in request.extras:
+        tensors["finish_reason"] = _strings((part.finish_reason if part else None) or UNFINISHED for part in parts)
+    if "cumulative_logprob" in request.extras:
+        sums = [part.cumulative_logprob if part else None for part in parts]
+        tensors["cumulative_logprob"] = np.array([np.nan if s is None else s for s in sums], np.float32)
+    if "logprobs" in request.extras:
+        tensors["logprobs"] = _strings(_logprobs(part) for part in parts)
+    if "num_input_tokens" in request.extras:
+        tensors["num_input_tokens"] = np.array([len(output.prompt_token_ids or ())], np.uint32)
+    if "num_output_tokens" in request.extras:
+        tensors["num_output_tokens"] = np.array([len(part.token_ids) if part else 0 for part in parts], np.uint32)
+    return tensors
+
+
+def _logprobs(part: CompletionOutput | None) -> str:
+    """JSON: per new token an object of candidates, `{"<token id>": {"logprob", "rank", "decoded_token"}}`."""
+    if part is None or part.logprobs is None:
+        return NO_LOGPROBS
+    return json.dumps(
+        [
+            {
+                token: {"logprob": entry.logprob, "rank": entry.rank, "decoded_token": entry.decoded_token}
+                for token, entry in candidates.items()
+            }
+            for candidates in part.logprobs
+        ]
+    )
+
+
+def _strings(values: Any) -> np.ndarray:
+    return np.array([value.encode("utf-8", errors="replace") for value in values], dtype=np.object_)

@@ -1,0 +1,122 @@
+"""Checkpoints with random weights of the real classes, made by a command: nothing is downloaded.
+
+`tiny` is for tests, CI and the default run; `full` has the published shapes, for measuring speed. What they hear, think
+and say is nonsense, and every place that shows it says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from triton_voice.paths import cache_dir
+from triton_voice.server.settings import Weights
+
+Size = Literal["tiny", "full"]
+PARTS = ("parakeet", "magpie", "llm")
+FORMAT = 1
+"""Raised when the makers change, so that a cache of an older version is made anew."""
+RANDOM_WEIGHTS_NOTE = "random weights: what it hears, thinks and says is nonsense"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Paths of one set of checkpoints.
+
+    Attributes:
+        parakeet: `.nemo` of the recogniser.
+        magpie: `.nemo` of the synthesiser.
+        codec: `.nemo` of the synthesiser's codec.
+        llm: Hugging Face folder of the language model.
+        size: `tiny` or `full`.
+    """
+
+    parakeet: Path
+    magpie: Path
+    codec: Path
+    llm: Path
+    size: Size
+
+    def weights(self) -> Weights:
+        """Returns them as what the server loads."""
+        return Weights(
+            parakeet=str(self.parakeet),
+            magpie=str(self.magpie),
+            codec=str(self.codec),
+            llm=str(self.llm),
+            label=f"{self.size} checkpoints, {RANDOM_WEIGHTS_NOTE}",
+        )
+
+
+def folder_of(size: Size, seed: int = 0) -> Path:
+    """Returns the cache folder of one size."""
+    return cache_dir() / "checkpoints" / f"{size}-v{FORMAT}-seed{seed}"
+
+
+def _paths(folder: Path, size: Size) -> Checkpoints:
+    return Checkpoints(folder / "parakeet.nemo", folder / "magpie.nemo", folder / "codec.nemo", folder / "llm", size)
+
+
+@contextlib.contextmanager
+def _quiet_nemo() -> Iterator[None]:
+    """Silences NeMo's and Lightning's banners, which are not for the person who asked for a checkpoint."""
+    from nemo.utils import logging as nemo_logging
+
+    level = nemo_logging.get_verbosity()
+    nemo_logging.set_verbosity(nemo_logging.ERROR)
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+        try:
+            yield
+        finally:
+            nemo_logging.set_verbosity(level)
+
+
+def make(
+    size: Size = "tiny",
+    out: Path | None = None,
+    seed: int = 0,
+    parts: tuple[str, ...] = PARTS,
+    force: bool = False,
+    on_part: Callable[[str], None] = lambda part: None,
+) -> Checkpoints:
+    """Makes the checkpoints that are not there yet.
+
+    Args:
+        size: `tiny` or `full`.
+        out: Folder for them; None is the cache folder.
+        seed: Seed of the weights: the same seed gives the same bytes.
+        parts: Which of `parakeet`, `magpie` (with its codec) and `llm`.
+        force: Makes them anew.
+        on_part: Called with the name of each part before it is made.
+
+    Returns:
+        Their paths.
+    """
+    folder = out or folder_of(size, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _paths(folder, size)
+    needed = {"parakeet": [found.parakeet], "magpie": [found.magpie, found.codec], "llm": [found.llm]}
+    for part in parts:
+        if not force and all(p.exists() for p in needed[part]):
+            continue
+        on_part(part)
+        # Made beside its place and moved in, so that an interrupted run leaves nothing that looks whole.
+        work = folder / f".making-{part}-{os.getpid()}"
+        work.mkdir()
+        try:
+            with _quiet_nemo():
+                importlib.import_module(f"triton_voice.checkpoints.{part}").make(work, size, seed)
+            for made in work.iterdir():
+                target = folder / made.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                made.replace(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return found

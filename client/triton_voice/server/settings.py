@@ -1,0 +1,72 @@
+"""What `triton-voice serve` can be told, by flag or by environment variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MODELS = ("nemotron", "parakeet", "magpie")
+"""The three models in loading order: on unified memory vLLM must measure the free memory alone, so it goes first."""
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Weights(BaseModel):
+    """Which checkpoint each model loads: a path or a hub name; None leaves what config.pbtxt and model.json name.
+
+    Attributes:
+        label: What a person should know of them, e.g. that they are random.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    parakeet: str | None = None
+    magpie: str | None = None
+    codec: str | None = None
+    llm: str | None = None
+    label: str = "the published checkpoints"
+
+    def environment(self) -> dict[str, str]:
+        """Returns the variables by which the models are told."""
+        named = {
+            "PARAKEET_CHECKPOINT": self.parakeet,
+            "MAGPIE_CHECKPOINT": self.magpie,
+            "MAGPIE_CODEC": self.codec,
+            "NEMOTRON_MODEL": self.llm,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+class ServerSettings(BaseSettings):
+    """How the server is started. Each field is also the variable `TRITON_VOICE_<FIELD>`.
+
+    Attributes:
+        host: Address that all three ports listen on.
+        grpc_port: KServe gRPC.
+        http_port: KServe HTTP.
+        metrics_port: Prometheus.
+        device: Where the models run; `auto` takes CUDA when there is one.
+        models: Which models to load.
+        model_repository: The repository; None is the project's own.
+        log_file: Triton's and the models' log; None is a file in the cache folder.
+        load_timeout_s: How long one model may take to load, seconds.
+        stop_timeout_s: How long Triton may take to stop before it is killed, seconds.
+        verbose: Log at Triton's verbose level 1.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TRITON_VOICE_", extra="ignore")
+
+    host: str = "127.0.0.1"
+    grpc_port: int = Field(8001, ge=0, le=65535)
+    http_port: int = Field(8000, ge=0, le=65535)
+    metrics_port: int = Field(8002, ge=0, le=65535)
+    device: Device = "auto"
+    models: tuple[str, ...] = MODELS
+    model_repository: Path | None = None
+    log_file: Path | None = None
+    load_timeout_s: float = 1800.0
+    stop_timeout_s: float = 30.0
+    verbose: bool = False

@@ -1,0 +1,166 @@
+"""Restores a Magpie checkpoint with its codec, quietly, and refuses what this engine cannot serve."""
+
+from __future__ import annotations
+
+import contextlib
+import logging as python_logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from magpie_engine.catalog import Catalog, name_voices
+from magpie_engine.errors import CheckpointError
+from magpie_engine.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from nemo.collections.tts.models.magpietts import MagpieTTSModel
+
+#: Positions of the decoder that are not speech frames: the begin-of-speech step.
+BOS_POSITIONS = 1
+
+
+def restore(settings: EngineSettings) -> MagpieTTSModel:
+    """Restores the model in evaluation mode on the chosen device.
+
+    Raises:
+        CheckpointError: Magpie or its codec cannot be found or read, or the variant is not supported.
+    """
+    device = pick_device(settings.device)
+    with quiet_nemo():
+        from nemo.collections.tts.models.magpietts import MagpieTTSModel
+
+        source = _Source(settings.checkpoint, "MAGPIE_CHECKPOINT")
+        config = source.restore(MagpieTTSModel, return_config=True)
+        if settings.codec:
+            config.codecmodel_path = settings.codec
+        codec = _Source(config.codecmodel_path, "MAGPIE_CODEC")
+        try:
+            model = source.restore(MagpieTTSModel, override_config_path=config, map_location=device)
+        except CheckpointError as error:
+            # The codec is restored inside the model's constructor.
+            raise CheckpointError(f"{error} (its codec is {codec.name!r}, which MAGPIE_CODEC replaces)") from error
+    check_supported(model)
+    return model.eval().to(device).requires_grad_(False)
+
+
+class _Source:
+    """A `.nemo` file or a hub name, and the setting that names it."""
+
+    def __init__(self, name: str, setting: str) -> None:
+        self.name = name
+        self._setting = setting
+        looks_like_path = name.endswith(".nemo") or name.startswith((".", "/", "~"))
+        self._path = Path(name).expanduser() if looks_like_path or Path(name).exists() else None
+        if self._path is not None and not self._path.is_file():
+            raise CheckpointError(f"{setting} names {name!r}, but there is no such file")
+
+    def restore(self, kind: type, **options: Any) -> Any:
+        """Restores the model, or with `return_config` its configuration only."""
+        try:
+            if self._path is not None:
+                return kind.restore_from(str(self._path), **options)  # type: ignore[attr-defined]
+            return kind.from_pretrained(self.name, **options)  # type: ignore[attr-defined]
+        except Exception as error:  # NeMo, tarfile, torch and the hub client each have their own kinds
+            kind_of_name = "file" if self._path is not None else "hub name"
+            raise CheckpointError(
+                f"cannot restore the {kind_of_name} {self.name!r} of {self._setting}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def pick_device(name: str) -> torch.device:
+    """Turns the setting MAGPIE_DEVICE into a device.
+
+    Raises:
+        CheckpointError: CUDA is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("MAGPIE_DEVICE is cuda, but torch sees no CUDA device; use auto or cpu")
+    return torch.device(name)
+
+
+def check_supported(model: MagpieTTSModel) -> None:
+    """Refuses checkpoint variants that the engine would get wrong.
+
+    Raises:
+        CheckpointError: Names the first property of the checkpoint that is not supported.
+    """
+    config = model.cfg
+    decoder = model.decoder
+    refusals = {
+        f"model_type {model.model_type!r} (only 'decoder_ce')": model.model_type != "decoder_ce",
+        "no baked speakers (context audio or text is not supported)": not model.has_baked_context_embedding,
+        f"local_transformer_type {config.get('local_transformer_type', 'none')!r} (only 'autoregressive')": (
+            config.get("local_transformer_type", "none").lower() not in ("ar", "autoregressive")
+        ),
+        "mixture of experts in the decoder": decoder.use_moe,
+        "decoder kernel_size other than 1": any(layer.pos_ff.proj.kernel_size != 1 for layer in decoder.layers),
+        "decoder without learnable positions": not decoder.use_learnable_pos_emb,
+    }
+    for reason, refused in refusals.items():
+        if refused:
+            raise CheckpointError(f"this Magpie checkpoint is of a kind that is not supported: {reason}")
+
+
+def read_catalog(model: MagpieTTSModel, settings: EngineSettings) -> Catalog:
+    """Lists what a restored checkpoint offers.
+
+    Raises:
+        CheckpointError: MAGPIE_VOICES does not fit the checkpoint, or no language has a tokenizer.
+    """
+    from nemo.collections.tts.parts.utils.tts_dataset_utils import LANGUAGE_TOKENIZER_MAP
+
+    tokenizers = set(model.tokenizer.tokenizer_names)
+    languages = {
+        language: next(name for name in candidates if name in tokenizers)
+        for language, candidates in LANGUAGE_TOKENIZER_MAP.items()
+        if tokenizers.intersection(candidates)
+    }
+    if not languages:
+        raise CheckpointError(f"no known language among the checkpoint's tokenizers: {', '.join(sorted(tokenizers))}")
+    try:
+        voices = name_voices(model.num_baked_speakers, settings.voices)
+    except ValueError as error:
+        raise CheckpointError(f"MAGPIE_VOICES does not fit the checkpoint: {error}") from error
+
+    inference = model.inference_parameters
+    stacking = model.frame_stacking_factor
+    context = int(model.baked_context_embedding_len.max())
+    positions = model.decoder.position_embeddings.num_embeddings - context - BOS_POSITIONS
+    return Catalog(
+        voices=voices,
+        languages=languages,
+        sample_rate=int(model.output_sample_rate),
+        samples_per_frame=int(model.codec_model_samples_per_frame),
+        max_text_tokens=model.encoder.position_embeddings.num_embeddings,
+        max_frames=min(inference.max_decoder_steps // stacking, positions) * stacking,
+        temperature=inference.temperature,
+        top_k=inference.topk,
+        cfg_scale=inference.cfg_scale,
+    )
+
+
+@contextlib.contextmanager
+def quiet_nemo() -> Iterator[None]:
+    """Keeps NeMo and its libraries from writing to the server's log: what matters comes back as exceptions.
+
+    NeMo's own logger stays at ERROR afterwards, since its tokenizers warn about every unknown character. Process-wide, so
+    only for loading.
+    """
+    python_logging.getLogger("nv_one_logger").setLevel(python_logging.CRITICAL)
+    with (
+        open(os.devnull, "w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        from nemo.utils import logging
+
+        logging.set_verbosity(logging.ERROR)
+        yield

@@ -1,0 +1,143 @@
+"""Magpie's decoder, one step at a time for all live slots.
+
+Computes what `transformer_2501.Transformer.forward` computes with NeMo's own cache, but with a cache per slot, and without
+recomputing norms and feed-forward blocks of past positions, so the cost of a step does not grow with position except for
+attention itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magpie_engine.cache import GUIDANCE_ROWS, DecoderCache
+from magpie_engine.layers import attend, feed_forward, project_qkv
+
+#: Keys are attended in blocks of this many positions, so that shapes repeat from step to step.
+KEY_BLOCK = 64
+
+
+class IncrementalDecoder:
+    """Runs NeMo's decoder on a `DecoderCache`.
+
+    Args:
+        decoder: NeMo's decoder `Transformer`.
+        cache: Its memory.
+        alignment_layers: Layers whose cross-attention tells where in the text the speech is; None for all.
+        prior_layers: Layers to which the attention prior applies; None for all.
+    """
+
+    def __init__(
+        self,
+        decoder: Any,
+        cache: DecoderCache,
+        alignment_layers: Sequence[int] | None,
+        prior_layers: Sequence[int] | None,
+    ) -> None:
+        everything = range(len(decoder.layers))
+        self._decoder = decoder
+        self._cache = cache
+        self._alignment_layers = set(everything if alignment_layers is None else alignment_layers)
+        self._prior_layers = set(everything if prior_layers is None else prior_layers)
+        self._positions = torch.arange(cache.keys.shape[3], device=cache.keys.device)
+
+    def prefill(self, slot: int, text: Tensor, context: Tensor) -> None:
+        """Fills a slot's memory with a text and a speaker.
+
+        Args:
+            slot: Slot to fill.
+            text: Encoded text, (tokens, width).
+            context: Speaker context, (positions, width).
+        """
+        cache = self._cache
+        tokens, positions = text.shape[0], context.shape[0]
+        cache.text_mask[slot] = False
+        cache.text_mask[slot, :tokens] = True
+        cache.lengths[slot] = positions
+        rows = slice(GUIDANCE_ROWS * slot, GUIDANCE_ROWS * (slot + 1))
+        x = torch.stack([context, torch.zeros_like(context)])
+        x = x + self._decoder.position_embeddings(self._positions[:positions])
+        for index, layer in enumerate(self._decoder.layers):
+            cross = layer.cross_attention
+            projected = cross.kv_net(layer.norm_xattn_memory(text)).view(tokens, 2, cross.n_heads, cross.d_head)
+            cache.write_text(index, slot, projected)
+
+            query, key, value = project_qkv(layer, x)
+            cache.keys[index, rows, :, :positions] = key
+            cache.values[index, rows, :, :positions] = value
+            x = x + attend(layer, query, key, value, is_causal=True)
+            x[:1] += self._read_text(index, slice(slot, slot + 1), tokens, x[:1], None)[0]
+            x = x + feed_forward(layer, x)
+
+    def step(self, x: Tensor, longest: int, text_width: int, prior: Tensor, prior_active: Tensor) -> tuple[Tensor, Tensor]:
+        """Decodes one position for slots 0 to n-1.
+
+        Args:
+            x: Embedded newest frames, (n, width).
+            longest: Largest number of positions filled in any live slot.
+            text_width: Length of the longest live text, in tokens.
+            prior: Attention prior, (n, text_width).
+            prior_active: Whether it applies, (n,).
+
+        Returns:
+            Hidden states (n, 2, width), conditioned and unconditioned, and the newest frame's attention over the text,
+            (n, text_width), averaged over heads and alignment layers.
+        """
+        cache = self._cache
+        live = x.shape[0]
+        slots, rows = slice(0, live), slice(0, GUIDANCE_ROWS * live)
+        row_index = torch.arange(GUIDANCE_ROWS * live, device=x.device)
+        position = cache.lengths[:live].repeat_interleave(GUIDANCE_ROWS)
+        keys = min(-(-(longest + 1) // KEY_BLOCK) * KEY_BLOCK, cache.keys.shape[3])
+        mask = (self._positions[:keys] <= position[:, None])[:, None, None]
+        factor = torch.where(prior_active[:, None], prior + torch.finfo(prior.dtype).tiny, 1.0)[:, None, None]
+
+        x = x.repeat_interleave(GUIDANCE_ROWS, dim=0)[:, None] + self._decoder.position_embeddings(position)[:, None]
+        alignment = torch.zeros(live, text_width, device=x.device, dtype=torch.float32)
+        for index, layer in enumerate(self._decoder.layers):
+            query, key, value = project_qkv(layer, x)
+            cache.keys[index, row_index, :, position] = key[:, :, 0]
+            cache.values[index, row_index, :, position] = value[:, :, 0]
+            past = cache.keys[index, rows, :, :keys], cache.values[index, rows, :, :keys]
+            x = x + attend(layer, query, *past, attn_mask=mask)
+            read, weights = self._read_text(
+                index, slots, text_width, x[::GUIDANCE_ROWS], factor if index in self._prior_layers else None
+            )
+            x[::GUIDANCE_ROWS] += read
+            if index in self._alignment_layers:
+                alignment += weights[:, :, 0].mean(dim=1)
+            x = x + feed_forward(layer, x)
+        cache.lengths[:live] += 1
+        hidden = self._decoder.norm_out(x).view(live, GUIDANCE_ROWS, -1)
+        return hidden, alignment / len(self._alignment_layers)
+
+    def _read_text(
+        self, index: int, slots: slice, width: int, x: Tensor, factor: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-attention of conditioned rows (`CrossAttention.attn_naive`).
+
+        Args:
+            index: Layer.
+            slots: Slots that `x` belongs to.
+            width: Text positions to look at.
+            x: (slots, steps, width of the model).
+            factor: Multiplies the probabilities before they are normalised again, (slots, 1, 1, text), or None.
+
+        Returns:
+            What was read, (slots, steps, width of the model), and the probabilities, (slots, heads, steps, text).
+        """
+        cache, layer = self._cache, self._decoder.layers[index]
+        cross = layer.cross_attention
+        count, steps, _ = x.shape
+        query = cross.q_net(layer.norm_xattn_query(x)).view(count, steps, cross.n_heads, cross.d_head).transpose(1, 2)
+        scores = query @ cache.text_keys[index, slots, :, :width].transpose(2, 3) * cross.scale
+        mask = cache.text_mask[slots, None, None, :width]
+        weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        if factor is not None:
+            weights = weights * factor
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        read = weights @ cache.text_values[index, slots, :, :width]
+        return cross.o_net(read.transpose(1, 2).flatten(2)), weights

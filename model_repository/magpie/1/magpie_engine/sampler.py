@@ -1,0 +1,162 @@
+"""From hidden states to the codes of one step: the local transformer, sampling, and the end-of-speech rules.
+
+Follows NeMo's `LocalTransformerHelper.sample_autoregressive` and `MagpieTTSModel.detect_eos`, without per-item Python. Noise
+comes from outside, one uniform number per slot and codebook, so that a seed gives the same codes in any company.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from magpie_engine.cache import GUIDANCE_ROWS
+from magpie_engine.layers import attend, feed_forward, project_qkv
+
+if TYPE_CHECKING:
+    from nemo.collections.tts.models.magpietts import MagpieTTSModel
+
+
+@dataclass(frozen=True)
+class SamplingState:
+    """How to draw, for slots 0 to n-1.
+
+    Attributes:
+        temperature: (n,); 0 is greedy.
+        top_k: (n,).
+        max_top_k: The largest of `top_k`.
+        cfg_scale: (n,).
+        noise: Uniform in [0, 1), (n, codebooks x stacking).
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    max_top_k: int
+    cfg_scale: Tensor
+    noise: Tensor
+
+
+class CodebookSampler:
+    """Samples the codebooks of one step one after another.
+
+    Args:
+        model: The restored model.
+    """
+
+    def __init__(self, model: MagpieTTSModel) -> None:
+        from nemo.collections.tts.modules.magpietts_modules import EOSDetectionMethod, SpecialAudioToken
+
+        self._transformer = model.local_transformer
+        self._project_in = model.local_transformer_in_projection
+        self._project_out = model.local_transformer_audio_out_projection
+        self._embed_in = model.audio_in_projection
+        self._heads = model.local_transformer_out_projections
+        self._embeddings = model.audio_embeddings
+        self._parallel_heads = model.final_proj
+        self._codebooks: int = model.num_audio_codebooks
+        self._stacking: int = model.frame_stacking_factor
+        self._end_token: int = model.audio_eos_id
+        self._real_tokens: int = model.codebook_size
+        method = EOSDetectionMethod(model.inference_parameters.eos_detection_method)
+        self._detection = EOSDetectionMethod.detection_type(method)
+        self._sampled_ends_count = EOSDetectionMethod.sampling_type(method) == "argmax_or_multinomial"
+        self._forbidden = torch.zeros(model.num_all_tokens_per_codebook, dtype=torch.bool, device=model.device)
+        self._forbidden[SpecialAudioToken.get_forbidden_tokens(self._real_tokens)] = True
+
+    @property
+    def draws(self) -> int:
+        """Codes drawn in each step: codebooks times frame stacking."""
+        return self._codebooks * self._stacking
+
+    def sample(self, hidden: Tensor, state: SamplingState, may_not_end: Tensor, must_end: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws one step's codes.
+
+        Args:
+            hidden: Decoder output, (n, 2, width), conditioned and unconditioned.
+            state: How to draw.
+            may_not_end: Slots where the end-of-speech token is forbidden, (n,).
+            must_end: Slots where it is forced, (n,).
+
+        Returns:
+            Codes (n, codebooks, stacking), and the index of the first frame of the stack at which the speech is over,
+            (n,); `stacking` if it goes on.
+        """
+        live = hidden.shape[0]
+        x = self._project_in(hidden.flatten(0, 1))[:, None]
+        cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self._transformer.layers)
+        drawn = []
+        for draw in range(self.draws):
+            out = self._project_out(self._local_step(x, draw, cache))
+            logits = _guide(self._heads[draw](out).view(live, GUIDANCE_ROWS, -1), state.cfg_scale)
+            logits = self._restrict(logits, may_not_end, must_end)
+            codes = _draw(logits, state, state.noise[:, draw])
+            drawn.append(codes)
+            if draw + 1 < self.draws:
+                embedded = self._project_in(self._embed_in(self._embeddings[draw](codes)))
+                x = embedded.repeat_interleave(GUIDANCE_ROWS, dim=0)[:, None]
+        codes = torch.stack(drawn, dim=1).view(live, self._stacking, self._codebooks).transpose(1, 2)
+        return codes, self._find_end(hidden, codes, state.cfg_scale, may_not_end, must_end)
+
+    def _local_step(self, x: Tensor, position: int, cache: list[tuple[Tensor, Tensor] | None]) -> Tensor:
+        """Runs the local transformer on one position, (rows, 1, width) to (rows, width)."""
+        transformer = self._transformer
+        if transformer.position_embeddings is not None:
+            x = x + transformer.position_embeddings.weight[position]
+        for index, layer in enumerate(transformer.layers):
+            query, key, value = project_qkv(layer, x)
+            past = cache[index]
+            if past is not None:
+                key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+            cache[index] = (key, value)
+            x = x + attend(layer, query, key, value)
+            x = x + feed_forward(layer, x)
+        return transformer.norm_out(x)[:, 0]
+
+    def _restrict(self, logits: Tensor, may_not_end: Tensor, must_end: Tensor) -> Tensor:
+        """Leaves only tokens that may be drawn: real codes, and the end where it is allowed."""
+        logits = logits.masked_fill(self._forbidden, float("-inf"))
+        end = logits[:, self._end_token]
+        logits = logits.masked_fill(must_end[:, None], float("-inf"))
+        logits[:, self._end_token] = torch.where(must_end, 0.0, end.masked_fill(may_not_end, float("-inf")))
+        return logits
+
+    def _find_end(
+        self, hidden: Tensor, codes: Tensor, cfg_scale: Tensor, may_not_end: Tensor, must_end: Tensor
+    ) -> Tensor:
+        """Looks for the end in the drawn codes and in the most likely codes of the parallel heads."""
+        live = hidden.shape[0]
+        # The heads are affine, so hidden states can be guided instead of their many logits.
+        logits = self._parallel_heads(_guide(hidden, cfg_scale)).view(live, self._stacking, self._codebooks, -1)
+        likely = logits[..., self._end_token] > logits[..., : self._real_tokens].amax(dim=-1)
+        likely = (likely & ~may_not_end[:, None, None]) | must_end[:, None, None]
+        ended = self._by_frame(likely)
+        if self._sampled_ends_count:
+            ended |= self._by_frame(codes.transpose(1, 2) == self._end_token)
+        frames = torch.arange(self._stacking, device=hidden.device)
+        return torch.where(ended, frames, self._stacking).amin(dim=1)
+
+    def _by_frame(self, is_end: Tensor) -> Tensor:
+        """Combines the codebooks' votes, (n, stacking, codebooks) to (n, stacking)."""
+        if self._detection == "any":
+            return is_end.any(dim=2)
+        return is_end.all(dim=2) if self._detection == "all" else is_end[:, :, 0]
+
+
+def _guide(pair: Tensor, scale: Tensor) -> Tensor:
+    """Classifier-free guidance: (n, 2, any) to (n, any)."""
+    scale = scale[:, None]
+    return scale * pair[:, 0] + (1.0 - scale) * pair[:, 1]
+
+
+def _draw(logits: Tensor, state: SamplingState, noise: Tensor) -> Tensor:
+    """Draws one token a row by inverting the cumulative distribution of the `top_k` most likely, (n, tokens) to (n,)."""
+    top = logits.topk(state.max_top_k, dim=1).values
+    logits = logits.masked_fill(logits < top.gather(1, state.top_k[:, None] - 1), float("-inf"))
+    greedy = state.temperature <= 0
+    probabilities = (logits / torch.where(greedy, 1.0, state.temperature)[:, None]).softmax(dim=1)
+    cumulative = probabilities.cumsum(dim=1)
+    target = noise[:, None] * cumulative[:, -1:]
+    drawn = (cumulative <= target).sum(dim=1).clamp_max(logits.shape[1] - 1)
+    return torch.where(greedy, logits.argmax(dim=1), drawn)

@@ -1,0 +1,98 @@
+"""The thread that restores the checkpoint, owns every NeMo object, and runs the engine."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+from magpie_engine.catalog import Catalog
+from magpie_engine.checkpoint import restore
+from magpie_engine.engine import EngineStats, SpeechEngine
+from magpie_engine.errors import EngineStoppedError
+from magpie_engine.events import AudioChunk, Event, Failed, Sink
+from magpie_engine.request import SpeechRequest
+from magpie_engine.settings import EngineSettings
+from magpie_engine.utterance import Utterance
+
+WARM_UP_TEXT = "Hello."
+WARM_UP_SECONDS = 2.0
+
+
+class EngineThread:
+    """A running engine; made, it is warmed up and ready.
+
+    Args:
+        settings: What to serve and how.
+
+    Raises:
+        CheckpointError: The checkpoint or its codec cannot be served.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._engine: SpeechEngine | None = None
+        self._load_error: BaseException | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="magpie-engine", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._load_error is not None:
+            self._thread.join()
+            raise self._load_error
+        self._warm_up()
+
+    @property
+    def catalog(self) -> Catalog:
+        """What clients may ask for."""
+        return self._running.catalog
+
+    @property
+    def _running(self) -> SpeechEngine:
+        if self._engine is None:
+            raise EngineStoppedError("the speech engine is not running")
+        return self._engine
+
+    def submit(self, request: SpeechRequest, sink: Sink) -> Utterance:
+        """Queues a request; see `SpeechEngine.submit`."""
+        return self._running.submit(request, sink)
+
+    def cancel(self, utterance: Utterance) -> None:
+        """Ends an utterance before the next step."""
+        if self._engine is not None:
+            self._engine.cancel(utterance)
+
+    def stats(self) -> EngineStats:
+        """Counts so far."""
+        return self._engine.stats() if self._engine is not None else EngineStats()
+
+    def stop(self) -> None:
+        """Fails what still speaks and ends the thread; may be called twice."""
+        if self._engine is not None:
+            self._engine.shut()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            engine = SpeechEngine(restore(self._settings), self._settings)
+        except BaseException as error:  # handed to the thread that waits for readiness
+            self._load_error = error
+            self._ready.set()
+            return
+        self._engine = engine
+        self._ready.set()
+        while engine.wait_for_work():
+            engine.step()
+        engine.close()
+
+    def _warm_up(self) -> None:
+        """Speaks once in each language: tokenizers, kernels and allocators are then ready."""
+        engine = self._running
+        for language in engine.catalog.languages:
+            parameters = {"voice": next(iter(engine.catalog.voices)), "language": language, "max_seconds": WARM_UP_SECONDS}
+            events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+            self.submit(SpeechRequest.from_parameters(WARM_UP_TEXT, parameters, engine.catalog), events.put)
+            while isinstance(event := events.get(), AudioChunk):
+                pass
+            if isinstance(event, Failed):
+                self.stop()
+                raise event.error
