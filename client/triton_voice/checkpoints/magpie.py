@@ -15,21 +15,16 @@ is (`MAGPIE_CODEC`).
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
 import tempfile
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from triton_voice.checkpoints.pack import repack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    import torch
     from nemo.collections.tts.models import AudioCodecModel
     from nemo.collections.tts.models.magpietts import MagpieTTSModel
 
@@ -44,6 +39,8 @@ SAMPLE_RATE = 22050
 SAMPLES_PER_FRAME = 1024
 #: Root mean square of the random codec's output, full scale 1: clearly audible and far from clipping.
 TARGET_RMS = 0.1
+#: Frames of random codes that the codec's levels are set by.
+CALIBRATION_FRAMES = 64
 
 _CODEC = "nemo.collections.tts.modules.audio_codec_modules."
 _TOKENIZERS = "nemo.collections.common.tokenizers.text_to_speech.tts_tokenizers."
@@ -138,7 +135,10 @@ def make(out: Path, size: str, seed: int = 0) -> tuple[Path, Path]:
     shape = SHAPES[size]
     out.mkdir(parents=True, exist_ok=True)
     magpie_path, codec_path = out / MAGPIE_FILE, out / CODEC_FILE
-    with _quiet_nemo(), _reproducible(seed), tempfile.TemporaryDirectory() as scratch:
+    import torch
+
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as scratch:
+        torch.manual_seed(seed)
         build_codec(shape).save_to(str(codec_path))
         model = build_magpie(shape, codec_path, Path(scratch))
         model.cfg.codecmodel_path = CODEC_HUB_NAME
@@ -154,15 +154,18 @@ def build_codec(shape: Shape) -> AudioCodecModel:
     from nemo.collections.tts.models import AudioCodecModel
 
     codec = AudioCodecModel(_codec_config(shape)).eval()
-    frames = 64
+    decoder = codec.audio_decoder
+    codes = torch.randint(0, codec.codebook_size, (1, codec.num_codebooks, CALIBRATION_FRAMES))
     with torch.no_grad():
-        codes = torch.randint(0, codec.codebook_size, (1, codec.num_codebooks, frames))
-        audio, _ = codec.decode(tokens=codes, tokens_len=torch.tensor([frames]))
-        # A weight-normalised convolution: its gain is `original0`, or `weight_g` in older releases of torch.
-        gain = dict(codec.audio_decoder.post_conv.named_parameters())
-        for name in gain:
-            if name.endswith(("original0", "weight_g", "bias")):
-                gain[name].mul_(TARGET_RMS / audio.std())
+        # Freshly initialised biases drown what the codes say: the output would be a constant.
+        for name, parameter in decoder.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+        stages = [(decoder.pre_conv, 1.0), *((layer, 1.0) for layer in decoder.up_sample_conv_layers)]
+        for stage, level in [*stages, (decoder.post_conv, TARGET_RMS)]:
+            _set_level(codec, codes, stage, level)
+        audio, _ = codec.decode(tokens=codes, tokens_len=torch.tensor([CALIBRATION_FRAMES]))
+        decoder.post_conv.conv.bias.sub_(audio.mean())
     return codec
 
 
@@ -181,6 +184,19 @@ def build_magpie(shape: Shape, codec: Path, scratch: Path) -> MagpieTTSModel:
     if shape.gains is not None:
         _amplify(model, shape.gains)
     return model
+
+
+def _set_level(codec: AudioCodecModel, codes: torch.Tensor, stage: torch.nn.Module, level: float) -> None:
+    """Scales a weight-normalised convolution so that its output has the standard deviation `level`."""
+    import torch
+
+    measured: list[torch.Tensor] = []
+    hook = stage.register_forward_hook(lambda module, inputs, output: measured.append(output.std()))
+    codec.decode(tokens=codes, tokens_len=torch.tensor([codes.shape[-1]]))
+    hook.remove()
+    for name, parameter in stage.named_parameters():
+        if name.endswith(("original0", "weight_g")):  # the gain, by torch's newer and older weight normalisation
+            parameter.mul_(level / measured[0])
 
 
 def _codec_config(shape: Shape) -> Any:
@@ -368,30 +384,3 @@ def _amplify(model: MagpieTTSModel, gains: Gains) -> None:
             layer.self_attention.qkv_net.weight.mul_(gains.history_qkv)
             layer.self_attention.o_net.weight.mul_(gains.history_out)
         model.local_transformer_in_projection.weight.mul_(gains.local_in)
-
-
-@contextlib.contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """Seeds torch and the names that `save_to` gives to packed files, and puts both back afterwards."""
-    import torch
-
-    names = random.Random(seed)
-    with (
-        torch.random.fork_rng(devices=[]),
-        mock.patch("uuid.uuid4", lambda: uuid.UUID(int=names.getrandbits(128), version=4)),
-    ):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextlib.contextmanager
-def _quiet_nemo() -> Iterator[None]:
-    from nemo.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-            yield
-    finally:
-        logging.set_verbosity(level)

@@ -42,10 +42,10 @@ def repack(path: Path, replace: Mapping[str, str] | None = None) -> Path:
     members["model_config.yaml"] = config.encode()
     temporary = path.with_suffix(".partial")
     with tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as archive:
-        for name in sorted(members):
-            info = tarfile.TarInfo(f"./{renames.get(name, name)}")
-            info.size = len(members[name])
+        for name, data in sorted((renames.get(name, name), data) for name, data in members.items()):
+            info = tarfile.TarInfo(f"./{name}")
+            info.size = len(data)
             info.mode = 0o644
-            archive.addfile(info, io.BytesIO(members[name]))
+            archive.addfile(info, io.BytesIO(data))
     temporary.replace(path)
     return path

@@ -6,6 +6,7 @@ of 1024, 128 mel bands, 8x subsampling, 1024 BPE pieces. Its transcripts are ran
 
 from __future__ import annotations
 
+import io
 import random
 import tempfile
 from dataclasses import dataclass
@@ -66,13 +67,15 @@ def _train_tokenizer(folder: Path, vocabulary: int) -> None:
             for _ in range(6000)
         ]
         lines += [" ".join(words[i : i + 10]) for i in range(0, len(words), 10)]
-    (folder / "text.txt").write_text("\n".join(lines) + "\n")
+    model = io.BytesIO()  # trained from memory: a file's name would end up inside the model
     spm.SentencePieceTrainer.train(
-        input=str(folder / "text.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=vocabulary,
-        model_type="bpe", character_coverage=1.0, bos_id=-1, eos_id=-1, pad_id=-1, unk_id=0, minloglevel=2,
-        num_threads=1,
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=vocabulary, model_type="bpe",
+        character_coverage=1.0, bos_id=-1, eos_id=-1, pad_id=-1, unk_id=0, minloglevel=2, num_threads=1,
     )  # fmt: skip
-    pieces = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    pieces = spm.SentencePieceProcessor(model_proto=model.getvalue())
+    scored = (f"{pieces.id_to_piece(i)}\t{pieces.get_score(i):g}\n" for i in range(pieces.get_piece_size()))
+    (folder / "tokenizer.vocab").write_text("".join(scored))
     with (folder / "vocab.txt").open("w") as vocab:
         for i in range(1, pieces.get_piece_size()):
             piece = pieces.id_to_piece(i)

@@ -1,0 +1,86 @@
+"""Turns tokens into transcripts and hands them out, off the engine thread."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Hashable, Sequence
+
+from parakeet_engine.errors import AsrError
+from parakeet_engine.requests import AudioRequest, Transcript
+from parakeet_engine.runner import ChunkTokens
+from parakeet_engine.words import WordAssembler
+
+_log = logging.getLogger(__name__)
+
+
+class Delivery:
+    """A thread that owns every stream's text and calls every request's `respond`, in the order of the engine's calls.
+
+    Args:
+        pieces: Piece of each token id.
+        decode: Text of a list of token ids.
+    """
+
+    def __init__(self, pieces: Sequence[str], decode: Callable[[list[int]], str]):
+        self._pieces = pieces
+        self._decode = decode
+        self._assemblers: dict[Hashable, WordAssembler] = {}
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="parakeet-delivery", daemon=True)
+        self._thread.start()
+
+    def tokens(self, key: Hashable, emitted: ChunkTokens) -> None:
+        """Adds a stream's tokens."""
+        if emitted.tokens:
+            self._queue.put(lambda: self._assembler(key).add(emitted))
+
+    def answer(self, key: Hashable, request: AudioRequest, next_utterance_s: float) -> None:
+        """Answers a request with the stream's words.
+
+        Args:
+            key: The stream.
+            request: The request.
+            next_utterance_s: Where the next utterance begins, if this request closes one.
+        """
+        self._queue.put(lambda: self._answer(key, request, next_utterance_s))
+
+    def fail(self, request: AudioRequest, error: AsrError) -> None:
+        """Answers a request with an error."""
+        self._queue.put(lambda: request.respond(error))
+
+    def forget(self, key: Hashable) -> None:
+        """Drops a stream's words."""
+        self._queue.put(lambda: self._assemblers.pop(key, None) and None)
+
+    def run(self, action: Callable[[], None]) -> None:
+        """Runs an action in order with the rest, e.g. the update of a metric."""
+        self._queue.put(action)
+
+    def close(self) -> None:
+        """Delivers what is queued and stops."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _assembler(self, key: Hashable) -> WordAssembler:
+        if key not in self._assemblers:
+            self._assemblers[key] = WordAssembler(self._pieces, self._decode)
+        return self._assemblers[key]
+
+    def _answer(self, key: Hashable, request: AudioRequest, next_utterance_s: float) -> None:
+        assembler = self._assembler(key)
+        words = assembler.words()
+        if request.closes_utterance:
+            assembler.begin(next_utterance_s)
+        if request.end:
+            self._assemblers.pop(key, None)
+        text = " ".join(word.word for word in words)
+        request.respond(Transcript(text, words, request.closes_utterance))
+
+    def _run(self) -> None:
+        while (action := self._queue.get()) is not None:
+            try:
+                action()
+            except Exception:
+                _log.exception("an answer could not be delivered")

@@ -1,0 +1,265 @@
+"""Schedules every caller's audio into batched steps on one thread."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from parakeet_engine.checkpoint import Checkpoint, Lookahead
+from parakeet_engine.delivery import Delivery
+from parakeet_engine.errors import AsrError, InvalidRequest, SequenceLost, Unavailable
+from parakeet_engine.requests import SAMPLE_RATE, AudioRequest
+from parakeet_engine.runner import Chunk, StepRunner
+from parakeet_engine.stream import Stream
+
+_log = logging.getLogger(__name__)
+
+IDLE_CHECK_S = 1.0
+"""How often the engine looks for streams that went silent."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Limits and choices.
+
+    Attributes:
+        checkpoint: Path or hub name.
+        device: `auto`, `cpu` or `cuda`.
+        precision: `float32` or `bfloat16`.
+        max_streams: Streams that can be live at once.
+        max_batch: Chunks per step.
+        default_latency_ms: Latency of a stream that asks for none (or the nearest offered).
+        language: Language of a checkpoint that is not prompt-conditioned.
+        idle_s: A stream without requests for this long is dropped.
+        max_request_s: Longest audio of one request, seconds.
+        max_backlog_s: Most audio of one stream that may wait, seconds.
+    """
+
+    checkpoint: str
+    device: str = "auto"
+    precision: str = "float32"
+    max_streams: int = 64
+    max_batch: int = 64
+    default_latency_ms: int = 160
+    language: str = "en"
+    idle_s: float = 60.0
+    max_request_s: float = 600.0
+    max_backlog_s: float = 900.0
+
+
+class Engine:
+    """Recognises many streams at once.
+
+    Thread safe: `submit` may be called from anywhere. The model is touched by the engine's own thread alone. A stream
+    takes part in a step whenever a chunk of its audio is complete; at most one chunk of a stream is in a step, so one
+    that sends a minute at once takes turns with the others.
+
+    Args:
+        settings: Limits and choices.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be used.
+    """
+
+    def __init__(self, settings: EngineSettings):
+        self.settings = settings
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.checkpoint = Checkpoint.load(settings.checkpoint, self.device, settings.language)
+        self.default_lookahead = self.checkpoint.default_lookahead(settings.default_latency_ms)
+        self.runner = StepRunner(
+            self.checkpoint, settings.max_streams, getattr(torch, settings.precision), self.device
+        )
+        tokenizer = self.checkpoint.model.tokenizer
+        pieces = tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size)))
+        self._delivery = Delivery(pieces, tokenizer.ids_to_text)
+        self._free = list(range(settings.max_streams - 1, -1, -1))
+        self._streams: dict[Hashable, Stream] = {}
+        self._waiting: deque[Stream] = deque()
+        self._busy: dict[Hashable, Stream] = {}  # streams with pending requests and a slot, oldest first
+        self._inbox: queue.SimpleQueue[AudioRequest | Hashable | None] = queue.SimpleQueue()
+        self._warm_up()
+        self._thread = threading.Thread(target=self._run, name="parakeet-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def active_streams(self) -> int:
+        """Streams that hold a slot."""
+        return self.settings.max_streams - len(self._free)
+
+    def submit(self, request: AudioRequest) -> None:
+        """Hands in a request; `request.respond` is called once, later, from another thread.
+
+        Raises:
+            InvalidRequest: The request can never be served; `respond` is not called.
+        """
+        self._validate(request)
+        request.submitted = time.monotonic()
+        self._inbox.put(request)
+
+    def close(self) -> None:
+        """Answers what is complete, fails the rest, and stops the threads."""
+        self._inbox.put(None)
+        self._thread.join()
+        self._delivery.close()
+
+    def _validate(self, request: AudioRequest) -> None:
+        audio = request.audio
+        if audio.dtype != np.int16 or audio.ndim != 1:
+            raise InvalidRequest(
+                f"audio must be int16 of one dimension, {SAMPLE_RATE} Hz mono; it is {audio.dtype} {audio.shape}"
+            )
+        if len(audio) > self.settings.max_request_s * SAMPLE_RATE:
+            raise InvalidRequest(
+                f"one request may carry at most {self.settings.max_request_s:g} s of audio; this one carries "
+                f"{len(audio) / SAMPLE_RATE:.1f} s"
+            )
+        if not request.start and (request.latency_ms is not None or request.language is not None):
+            raise InvalidRequest("latency_ms and language are set by the request that starts the sequence")
+        if request.latency_ms is not None and request.latency_ms not in self.checkpoint.lookaheads:
+            offered = ", ".join(str(ms) for ms in self.checkpoint.lookaheads)
+            raise InvalidRequest(f"latency_ms {request.latency_ms} is not offered; this checkpoint has {offered}")
+        if request.language is not None and request.language not in self.checkpoint.languages:
+            offered = ", ".join(self.checkpoint.languages)
+            raise InvalidRequest(f"language {request.language!r} is not offered; this checkpoint has {offered}")
+
+    def _warm_up(self) -> None:
+        """Runs every mode once, so that the first caller does not pay for lazy initialisation."""
+        for lookahead in self.checkpoint.lookaheads.values():
+            frames = self.runner.new_frames(lookahead)
+            audio = np.zeros(self.runner.features.window_samples(frames), np.int16)
+            self.runner.step(lookahead, [Chunk(self.runner.slots.scratch, audio, 0, lookahead.frames)])
+
+    # Everything below runs on the engine thread.
+
+    def _run(self) -> None:
+        open_ = True
+        while open_:
+            open_ = self._read_inbox()
+            self._expire()
+            for lookahead, chunks in self._collect().items():
+                for i in range(0, len(chunks), self.settings.max_batch):
+                    self._step(lookahead, chunks[i : i + self.settings.max_batch])
+        closing = Unavailable("the server is shutting down")
+        for stream in list(self._streams.values()):
+            self._drop(stream, closing)
+
+    def _read_inbox(self) -> bool:
+        """Takes in what has come, waiting only when there is nothing else to do. False when the engine closes."""
+        try:
+            item = self._inbox.get(block=not self._busy, timeout=IDLE_CHECK_S)
+            while True:
+                if item is None:
+                    return False
+                assert isinstance(item, AudioRequest)
+                self._admit(item)
+                item = self._inbox.get_nowait()
+        except queue.Empty:
+            return True
+
+    def _admit(self, request: AudioRequest) -> None:
+        key = request.stream
+        if request.start:
+            if (old := self._streams.get(key)) is not None:
+                self._drop(old, SequenceLost(f"sequence {key} was begun again before this request was answered"))
+            lookahead = self.default_lookahead
+            if request.latency_ms is not None:
+                lookahead = self.checkpoint.lookaheads[request.latency_ms]
+            prompt = self.checkpoint.prompts.get(request.language or self.checkpoint.languages[0], 0)
+            stream = self._streams[key] = Stream(key, lookahead, self.runner, prompt)
+            if self._free:
+                stream.slot = self._free.pop()
+            else:
+                stream.deadline = request.submitted + request.timeout_s
+                self._waiting.append(stream)
+        elif (found := self._streams.get(key)) is not None:
+            stream = found
+        else:
+            self._delivery.fail(request, SequenceLost(f"sequence {key} is not live; begin again with START"))
+            return
+        stream.last_request = request.submitted
+        if stream.queued_samples + len(request.audio) > self.settings.max_backlog_s * SAMPLE_RATE:
+            behind = stream.queued_samples / SAMPLE_RATE
+            self._delivery.fail(request, Unavailable(f"sequence {key} is {behind:.0f} s of audio behind; send slower"))
+            return
+        stream.pending.append(request)
+        stream.queued_samples += len(request.audio)
+        if stream.slot is not None:
+            self._busy[key] = stream
+
+    def _expire(self) -> None:
+        """Fails starts that waited too long, and drops streams that went silent: Triton never tells of those."""
+        now = time.monotonic()
+        for stream in [s for s in self._waiting if s.deadline <= now]:
+            self._drop(
+                stream, Unavailable(f"all {self.settings.max_streams} streams are in use; try again when one has ended")
+            )
+        for stream in [
+            s for s in self._streams.values() if not s.pending and now - s.last_request > self.settings.idle_s
+        ]:
+            _log.info("sequence %s was silent for %.0f s and is dropped", stream.key, self.settings.idle_s)
+            self._drop(stream, SequenceLost("dropped"))
+
+    def _collect(self) -> dict[Lookahead, list[tuple[Stream, Chunk]]]:
+        """Answers every request that is done and returns the next chunk of each stream that has one, by mode."""
+        ready: dict[Lookahead, list[tuple[Stream, Chunk]]] = {}
+        for stream in list(self._busy.values()):
+            chunk = self._advance(stream)
+            if chunk is not None:
+                ready.setdefault(stream.lookahead, []).append((stream, chunk))
+        return ready
+
+    def _advance(self, stream: Stream) -> Chunk | None:
+        while stream.pending:
+            request = stream.take_request()
+            chunk = stream.next_chunk()
+            if chunk is not None:
+                return chunk
+            stream.finish_request()
+            self._delivery.answer(stream.key, request, stream.utterance_start_s)
+            if request.end:
+                self._drop(stream, SequenceLost(f"sequence {stream.key} has ended"))
+        self._busy.pop(stream.key, None)
+        return None
+
+    def _step(self, lookahead: Lookahead, batch: list[tuple[Stream, Chunk]]) -> None:
+        try:
+            emitted = self.runner.step(lookahead, [chunk for _, chunk in batch])
+        except Exception as error:
+            _log.exception("a step of %d streams failed", len(batch))
+            for stream, _ in batch:
+                self._drop(stream, AsrError(f"recognition failed inside the server: {error}"))
+            return
+        for (stream, _), tokens in zip(batch, emitted, strict=True):
+            self._delivery.tokens(stream.key, tokens)
+
+    def _drop(self, stream: Stream, reason: AsrError) -> None:
+        """Forgets a stream: fails what it still waits for, and gives its slot to the first that waits for one."""
+        for request in stream.pending:
+            self._delivery.fail(request, reason)
+        stream.pending.clear()
+        self._busy.pop(stream.key, None)
+        if self._streams.get(stream.key) is stream:
+            del self._streams[stream.key]
+            self._delivery.forget(stream.key)
+        if stream.slot is None:
+            if stream in self._waiting:
+                self._waiting.remove(stream)
+            return
+        slot, stream.slot = stream.slot, None
+        if self._waiting:
+            successor = self._waiting.popleft()
+            successor.slot = slot
+            self._busy[successor.key] = successor
+        else:
+            self._free.append(slot)
