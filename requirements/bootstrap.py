@@ -1,7 +1,7 @@
 """Makes the project's virtual environment: `.venv` with everything at the versions of the lock.
 
-Runs on the system's Python with nothing installed, so it uses the standard library alone. Idempotent: a second run finds
-its stamp and returns at once.
+Runs on the system's Python with nothing installed, so it uses the standard library alone. Idempotent: a second run
+finds its stamp and returns at once.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def check_system() -> None:
         die(f"tritonserver runs on Linux on x86-64 or aarch64; this is {sys.platform} on {platform.machine()}.")
     libc, version = platform.libc_ver()
     if libc == "glibc" and tuple(int(p) for p in version.split(".")[:2]) < MIN_GLIBC:
-        die(f"glibc {MIN_GLIBC[0]}.{MIN_GLIBC[1]} or newer is needed (Debian 12, Ubuntu 22.04); this system has {version}.")
+        needed = f"{MIN_GLIBC[0]}.{MIN_GLIBC[1]}"
+        die(f"glibc {needed} or newer is needed (Debian 12, Ubuntu 22.04); this system has {version}.")
     if importlib.util.find_spec("ensurepip") is None:
         die(f"Python's venv module is incomplete: apt-get install python{major_minor}-venv")
     soname = sysconfig.get_config_var("INSTSONAME") or ""

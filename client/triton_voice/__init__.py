@@ -1,0 +1,37 @@
+"""triton-voice: the SDK and command line of a local voice agent served by NVIDIA Triton."""
+
+from triton_voice.audio import in_chunks, read_audio
+from triton_voice.client import DEFAULT_URL, TritonVoice, wait_until_ready
+from triton_voice.errors import (
+    InvalidInput,
+    ModelNotReady,
+    SequenceLost,
+    ServerFault,
+    ServerFull,
+    ServerGone,
+    TritonVoiceError,
+)
+from triton_voice.types import Readiness, SpeechChunk, TextDelta, Transcript, Word
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_URL",
+    "InvalidInput",
+    "ModelNotReady",
+    "Readiness",
+    "SequenceLost",
+    "ServerFault",
+    "ServerFull",
+    "ServerGone",
+    "SpeechChunk",
+    "TextDelta",
+    "Transcript",
+    "TritonVoice",
+    "TritonVoiceError",
+    "Word",
+    "__version__",
+    "in_chunks",
+    "read_audio",
+    "wait_until_ready",
+]

@@ -26,7 +26,7 @@ def project_root() -> Path:
 
 
 def cache_dir() -> Path:
-    """Returns the project's cache folder: `TRITON_VOICE_CACHE`, else `triton-voice` in `XDG_CACHE_HOME` or `~/.cache`."""
+    """Returns the cache folder: `TRITON_VOICE_CACHE`, else `triton-voice` in `XDG_CACHE_HOME` or `~/.cache`."""
     if own := os.environ.get("TRITON_VOICE_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")

@@ -1,16 +1,16 @@
-"""Random-weight Magpie TTS and NanoCodec checkpoints (`.nemo`) of the real NeMo classes, for tests and for measuring speed.
+"""Random-weight Magpie TTS and NanoCodec checkpoints (`.nemo`) of the real NeMo classes, for tests and measurements.
 
 Classes and configuration keys are those of `nvidia/magpie_tts_multilingual_357m` (baked speakers, autoregressive local
 transformer, eight codebooks of 2016 FSQ codes at 21.53 frames per second) and of its codec. The weights are random, so
-what they say is noise, and **how long they say it means nothing**: random weights never decide that a text is over, so every
-utterance runs to `inference_parameters.max_decoder_steps`: about three seconds for "tiny", 23 seconds (as the real model's cap)
-for "full". `max_seconds` of a request shortens it.
+what they say is noise, and **how long they say it means nothing**: random weights cannot know when a text is over, so
+the end token is out of reach and every utterance runs to `inference_parameters.max_decoder_steps`: about three seconds
+for "tiny", 23 seconds (as the real model's cap) for "full". `max_seconds` of a request shortens it.
 
 Five speakers are baked in, at the indices of the public checkpoint: John 0, Sofia 1, Aria 2, Jason 3, Leo 4. A `.nemo`
 stores no names: the serving engine owns the list (`magpie_engine/catalog.py`).
 
-The `.nemo` names its codec by the public hub name, as the real one does, so whoever restores it must say where the codec
-is (`MAGPIE_CODEC`).
+The `.nemo` names its codec by the public hub name, as the real one does, so whoever restores it must say where the
+codec is (`MAGPIE_CODEC`).
 """
 
 from __future__ import annotations
@@ -41,17 +41,22 @@ SAMPLES_PER_FRAME = 1024
 TARGET_RMS = 0.1
 #: Frames of random codes that the codec's levels are set by.
 CALIBRATION_FRAMES = 64
+#: Bias of a token that is not to be drawn; logits of the random weights stay within a few units of zero.
+NEVER = -100.0
 
 _CODEC = "nemo.collections.tts.modules.audio_codec_modules."
 _TOKENIZERS = "nemo.collections.common.tokenizers.text_to_speech.tts_tokenizers."
 
-_WORDS = (
-    "hello world this is a test of the streaming speech engine please turn on lights in kitchen and play some music what "
-    "time it new york how weather today i would like to book table for two at seven evening could you repeat that more "
-    "slowly did not hear yes no maybe one three four five six eight nine ten thank very much goodbye have nice day the "
-    "quick brown fox jumps over lazy dog"
-).split()
-_PHONEMES = "ɑ æ ʌ ɔ aʊ aɪ b tʃ d ð ɛ ɝ eɪ f ɡ h ɪ i dʒ k l m n ŋ oʊ ɔɪ p ɹ s ʃ t θ ʊ u v w j z ʒ".split()
+_WORDS = """
+hello world this is a test of the streaming speech engine please turn on lights in kitchen and play some music what time
+it new york how weather today i would like to book table for two at seven evening could you repeat that more slowly did
+not hear yes no maybe one three four five six eight nine ten thank very much goodbye have nice day the quick brown fox
+jumps over lazy dog
+"""
+_PHONEMES = """
+ɑ æ ʌ ɔ aʊ aɪ b tʃ d ð ɛ ɝ eɪ f ɡ h ɪ i dʒ k l m n ŋ oʊ ɔɪ p ɹ s ʃ t θ ʊ u v w j z ʒ
+"""  # noqa: RUF001
+_STRESS = "\u02c8"
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,8 @@ class Shape:
         alignment_layers: `estimate_alignment_from_layers`.
         prior_layers: `apply_prior_to_layers`.
         codec_encoder_channels: `base_channels` of the codec's encoder.
-        codec_decoder_channels: `base_channels` of the codec's decoder; at least 64 (half_snake needs two channels at the
-            last of five stages).
+        codec_decoder_channels: `base_channels` of the codec's decoder; at least 64 (half_snake needs two channels at
+            the last of five stages).
         gains: Factors on the weights, None for none.
     """
 
@@ -181,6 +186,7 @@ def build_magpie(shape: Shape, codec: Path, scratch: Path) -> MagpieTTSModel:
 
     model = MagpieTTSModel(_magpie_config(shape, codec, scratch)).eval()
     _bake_speakers(model)
+    _never_end(model)
     if shape.gains is not None:
         _amplify(model, shape.gains)
     return model
@@ -330,13 +336,13 @@ def _magpie_config(shape: Shape, codec: Path, scratch: Path) -> Any:
 
 def _tokenizers(scratch: Path) -> dict[str, Any]:
     """English phonemes with letters for every word outside the small dictionary, and French characters."""
-    phonemes = random.Random(0)
+    dice, phonemes = random.Random(0), _PHONEMES.split()
     dictionary, heteronyms = scratch / "ipa_dictionary.txt", scratch / "heteronyms.txt"
     lines = []
-    for index, word in enumerate(dict.fromkeys(_WORDS)):
-        sounds = [phonemes.choice(_PHONEMES) for _ in range(max(2, len(word) - 1))]
-        sounds[0] = _PHONEMES[index % len(_PHONEMES)]
-        lines.append(f"{word.upper()}  ˈ{''.join(sounds)}\n")
+    for index, word in enumerate(dict.fromkeys(_WORDS.split())):
+        sounds = [dice.choice(phonemes) for _ in range(max(2, len(word) - 1))]
+        sounds[0] = phonemes[index % len(phonemes)]
+        lines.append(f"{word.upper()}  {_STRESS}{''.join(sounds)}\n")
     dictionary.write_text("".join(lines), encoding="utf-8")
     heteronyms.write_text("read\nlive\n", encoding="utf-8")
     return {
@@ -361,7 +367,7 @@ def _tokenizers(scratch: Path) -> dict[str, Any]:
 
 
 def _bake_speakers(model: MagpieTTSModel) -> None:
-    """Gives the model what the public multi-speaker checkpoint has: fixed context embeddings instead of context audio."""
+    """Gives the model what the public checkpoint has: fixed context embeddings instead of context audio."""
     import torch
 
     width = model.cfg.embedding_dim
@@ -371,6 +377,17 @@ def _bake_speakers(model: MagpieTTSModel) -> None:
     model._baked_embedding_T = torch.tensor(SPEAKER_FRAMES)
     model._baked_embedding_D = torch.tensor(width)
     model.baked_context_embedding_len = torch.full((len(SPEAKERS),), SPEAKER_FRAMES, dtype=torch.long)
+
+
+def _never_end(model: MagpieTTSModel) -> None:
+    """Takes the end-of-speech token out of reach: drawn by chance, it would make lengths a lottery."""
+    import torch
+
+    end = model.audio_eos_id
+    with torch.no_grad():
+        model.final_proj.bias.view(-1, model.num_all_tokens_per_codebook)[:, end] = NEVER
+        for head in model.local_transformer_out_projections:
+            head.bias[end] = NEVER
 
 
 def _amplify(model: MagpieTTSModel, gains: Gains) -> None:

@@ -1,7 +1,8 @@
 """Makes a Parakeet checkpoint with random weights: the class and configuration keys of the published ones.
 
-The shapes of size `full` follow the public 0.6B streaming family (`nvidia/nemotron-speech-streaming-en-0.6b`): 24 layers
-of 1024, 128 mel bands, 8x subsampling, 1024 BPE pieces. Its transcripts are random pieces that depend on the audio.
+The shapes of size `full` follow the public 0.6B streaming family (`nvidia/nemotron-speech-streaming-en-0.6b`): 24
+layers of 1024, 128 mel bands, 8x subsampling, 1024 BPE pieces. Its transcripts are random pieces that depend on the
+audio.
 """
 
 from __future__ import annotations
@@ -136,9 +137,9 @@ def config(tokenizer_dir: Path, shape: Shape) -> dict[str, Any]:
 def _calibrate(model: Any, scale: float, blank_rate: float) -> None:
     """Makes the random joint emit tokens that depend on the input, now and then, as a trained one does.
 
-    Left alone it either never emits or emits `max_symbols` tokens on every frame. The logits are spread, each token's is
-    centred over random pairs of frame and predictor state, and the blank's is put at the `blank_rate` quantile of the
-    best other one.
+    Left alone it either never emits or emits `max_symbols` tokens on every frame. The logits are spread, each token's
+    is centred over random pairs of frame and predictor state, and the blank's is put at the `blank_rate` quantile of
+    the best other one.
     """
     import torch
 

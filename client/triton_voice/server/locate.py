@@ -95,5 +95,5 @@ def find_tritonserver() -> TritonInstall:
         return install
     raise FileNotFoundError(
         "no tritonserver found: not in /opt/tritonserver, not on PATH, and the nvidia-pytriton wheel has no stub for "
-        f"Python {sys.version_info[0]}.{sys.version_info[1]} (pip install nvidia-pytriton, or run in Triton's container)"
+        f"Python {sys.version_info[0]}.{sys.version_info[1]} (pip install nvidia-pytriton, or use Triton's container)"
     )

@@ -1,4 +1,4 @@
-"""Runs one tritonserver: lays out its backends, starts it, loads the models one by one, and stops every process of it."""
+"""Runs one tritonserver: lays out its backends, starts it, loads its models, and stops every process of it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ ENDPOINT_TIMEOUT_S = 60.0
 POLL_S = 0.05
 STUB_TIMEOUT_S = 180
 """The stub answers Triton only after its imports, and NeMo's and vLLM's take tens of seconds on a slow disk."""
+DRAIN_S = 5
+"""What Triton waits for requests in flight when it stops; a live sequence counts as one, however silent it is."""
 PR_SET_PDEATHSIG = 1
 ADMIN_KEY = "admin"
 
@@ -294,7 +296,7 @@ class TritonServer:
             f"--grpc-port={self.grpc_port}",
             f"--http-port={self.http_port}",
             f"--metrics-port={self.metrics_port}",
-            f"--exit-timeout-secs={max(1, int(s.stop_timeout_s) - 5)}",
+            f"--exit-timeout-secs={DRAIN_S}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             f"--backend-config=vllm,stub-timeout-seconds={STUB_TIMEOUT_S}",
@@ -322,7 +324,7 @@ class TritonServer:
             env["PARAKEET_DEVICE"] = env["MAGPIE_DEVICE"] = self.settings.device
         if not self._uses_cuda():
             env["CUDA_VISIBLE_DEVICES"] = ""
-            # Three models share the cores; torch would give each of them all of them, and they would wait on each other.
+            # Three models share the cores; left alone, torch gives each model all of them and they wait on each other.
             env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 3)))
         env.update(self._extra_environment)
         return env

@@ -60,9 +60,9 @@ class ServerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TRITON_VOICE_", extra="ignore")
 
     host: str = "127.0.0.1"
-    grpc_port: int = Field(8001, ge=0, le=65535)
-    http_port: int = Field(8000, ge=0, le=65535)
-    metrics_port: int = Field(8002, ge=0, le=65535)
+    grpc_port: int = Field(default=8001, ge=0, le=65535)
+    http_port: int = Field(default=8000, ge=0, le=65535)
+    metrics_port: int = Field(default=8002, ge=0, le=65535)
     device: Device = "auto"
     models: tuple[str, ...] = MODELS
     model_repository: Path | None = None

@@ -52,7 +52,7 @@ class Delivery:
 
     def forget(self, key: Hashable) -> None:
         """Drops a stream's words."""
-        self._queue.put(lambda: self._assemblers.pop(key, None) and None)
+        self._queue.put(lambda: self._forget(key))
 
     def run(self, action: Callable[[], None]) -> None:
         """Runs an action in order with the rest, e.g. the update of a metric."""
@@ -68,13 +68,16 @@ class Delivery:
             self._assemblers[key] = WordAssembler(self._pieces, self._decode)
         return self._assemblers[key]
 
+    def _forget(self, key: Hashable) -> None:
+        self._assemblers.pop(key, None)
+
     def _answer(self, key: Hashable, request: AudioRequest, next_utterance_s: float) -> None:
         assembler = self._assembler(key)
         words = assembler.words()
         if request.closes_utterance:
             assembler.begin(next_utterance_s)
         if request.end:
-            self._assemblers.pop(key, None)
+            self._forget(key)
         text = " ".join(word.word for word in words)
         request.respond(Transcript(text, words, request.closes_utterance))
 

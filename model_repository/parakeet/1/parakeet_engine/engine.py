@@ -77,9 +77,7 @@ class Engine:
         self.device = torch.device(device)
         self.checkpoint = Checkpoint.load(settings.checkpoint, self.device, settings.language)
         self.default_lookahead = self.checkpoint.default_lookahead(settings.default_latency_ms)
-        self.runner = StepRunner(
-            self.checkpoint, settings.max_streams, getattr(torch, settings.precision), self.device
-        )
+        self.runner = StepRunner(self.checkpoint, settings.max_streams, getattr(torch, settings.precision), self.device)
         tokenizer = self.checkpoint.model.tokenizer
         pieces = tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size)))
         self._delivery = Delivery(pieces, tokenizer.ids_to_text)
@@ -87,7 +85,7 @@ class Engine:
         self._streams: dict[Hashable, Stream] = {}
         self._waiting: deque[Stream] = deque()
         self._busy: dict[Hashable, Stream] = {}  # streams with pending requests and a slot, oldest first
-        self._inbox: queue.SimpleQueue[AudioRequest | Hashable | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[AudioRequest | None] = queue.SimpleQueue()
         self._warm_up()
         self._thread = threading.Thread(target=self._run, name="parakeet-engine", daemon=True)
         self._thread.start()
@@ -157,21 +155,28 @@ class Engine:
     def _read_inbox(self) -> bool:
         """Takes in what has come, waiting only when there is nothing else to do. False when the engine closes."""
         try:
-            item = self._inbox.get(block=not self._busy, timeout=IDLE_CHECK_S)
+            item = self._inbox.get(block=not self._busy, timeout=self._patience())
             while True:
                 if item is None:
                     return False
-                assert isinstance(item, AudioRequest)
                 self._admit(item)
                 item = self._inbox.get_nowait()
         except queue.Empty:
             return True
+
+    def _patience(self) -> float:
+        """Seconds until the engine must look at its clock again."""
+        now = time.monotonic()
+        return max(0.0, min([IDLE_CHECK_S, *(stream.deadline - now for stream in self._waiting)]))
 
     def _admit(self, request: AudioRequest) -> None:
         key = request.stream
         if request.start:
             if (old := self._streams.get(key)) is not None:
                 self._drop(old, SequenceLost(f"sequence {key} was begun again before this request was answered"))
+            if request.end and not len(request.audio):  # an empty utterance needs no slot
+                self._delivery.answer(key, request, 0.0)
+                return
             lookahead = self.default_lookahead
             if request.latency_ms is not None:
                 lookahead = self.checkpoint.lookaheads[request.latency_ms]

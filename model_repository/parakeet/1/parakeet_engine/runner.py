@@ -19,6 +19,7 @@ from parakeet_engine.subsampling import HISTORY_FRAMES, WindowedSubsampling
 OPEN = 1 << 40
 """Stands for the length of a stream that is still open, in samples or frames."""
 
+
 @dataclass(slots=True)
 class Chunk:
     """One stream's part of a step, as numbers and samples.
@@ -41,6 +42,7 @@ class Chunk:
     num_frames: int = OPEN
     prompt: int = 0
 
+
 @dataclass(slots=True)
 class ChunkTokens:
     """What one chunk emitted.
@@ -55,6 +57,7 @@ class ChunkTokens:
     frames: list[int]
     probabilities: list[float]
 
+
 @dataclass
 class _Inputs:
     """A batch on the device. Every field has the batch as its first dimension."""
@@ -66,6 +69,7 @@ class _Inputs:
     num_samples: torch.Tensor
     num_frames: torch.Tensor
     prompt: torch.Tensor
+
 
 class StepRunner:
     """Runs steps of one checkpoint over a pool of slots. Not thread safe: one thread owns it.

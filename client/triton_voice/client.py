@@ -1,0 +1,231 @@
+"""The asyncio client: hear, think and speak over one gRPC connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterable
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton_grpc
+import tritonclient.grpc.aio as grpc_aio
+from tritonclient.utils import InferenceServerException
+
+from triton_voice.audio import Samples, resampled
+from triton_voice.errors import ServerGone, TritonVoiceError
+from triton_voice.recognition import START_TIMEOUT_S, RecognitionStream
+from triton_voice.stream import stream_infer
+from triton_voice.types import ASR_SAMPLE_RATE, Readiness, SpeechChunk, TextDelta, Transcript, Word
+
+DEFAULT_URL = "127.0.0.1:8001"
+KEEPALIVE = triton_grpc.KeepAliveOptions(keepalive_time_ms=60_000, keepalive_timeout_ms=20_000)
+"""A vanished server is noticed in a minute; Triton answers pings no oftener than that without data."""
+
+
+def _bytes_input(name: str, value: str) -> triton_grpc.InferInput:
+    tensor = triton_grpc.InferInput(name, [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([value.encode()], dtype=object))
+    return tensor
+
+
+def _bool_input(name: str, value: bool) -> triton_grpc.InferInput:
+    tensor = triton_grpc.InferInput(name, [1], "BOOL")
+    tensor.set_data_from_numpy(np.array([value]))
+    return tensor
+
+
+def _text(result: Any, name: str) -> str:
+    return result.as_numpy(name).reshape(-1)[0].decode()
+
+
+def _is_last(result: Any) -> bool:
+    return bool(result.get_response().parameters["triton_final_response"].bool_param)
+
+
+class TritonVoice:
+    """A connection to one server.
+
+    Use it as an async context manager, or call `close`. Its streaming methods are async generators: leaving one early
+    (`break`, an exception, a cancelled task) cancels the request on the server. Use `contextlib.aclosing` where that
+    must happen at once.
+
+    Args:
+        url: `host:port` of the gRPC endpoint.
+
+    Example:
+        ```python
+        async with TritonVoice() as voice:
+            async for chunk in voice.speak("Hello."):
+                play(chunk.audio)
+        ```
+    """
+
+    def __init__(self, url: str = DEFAULT_URL):
+        self.url = url
+        self._client: grpc_aio.InferenceServerClient | None = None
+
+    async def __aenter__(self) -> TritonVoice:
+        """Connects lazily: the first call does."""
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Closes the connection."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; calls in flight fail."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    @property
+    def client(self) -> grpc_aio.InferenceServerClient:
+        """Tritonclient's own client, for what this one does not cover."""
+        if self._client is None:
+            self._client = grpc_aio.InferenceServerClient(self.url, keepalive_options=KEEPALIVE)
+        return self._client
+
+    async def ready(self, models: tuple[str, ...] = ("parakeet", "nemotron", "magpie")) -> Readiness:
+        """Asks whether the server and its models are ready. Does not raise for a server that is not there."""
+        try:
+            if not await self.client.is_server_live():
+                return Readiness(False)
+            states = await asyncio.gather(*(self.client.is_model_ready(model) for model in models))
+        except InferenceServerException:
+            return Readiness(False)
+        return Readiness(True, dict(zip(models, states, strict=True)))
+
+    async def transcribe(
+        self,
+        audio: AsyncIterable[Samples | bytes],
+        *,
+        sample_rate: int = ASR_SAMPLE_RATE,
+        latency_ms: int | None = None,
+        language: str | None = None,
+        start_timeout_s: float = START_TIMEOUT_S,
+    ) -> AsyncGenerator[Transcript, None]:
+        """Recognises speech while it comes in.
+
+        Args:
+            audio: Pieces of mono int16 audio, arrays of shape (samples,) or little-endian bytes, of any length.
+            sample_rate: Their rate; other than 16 kHz is resampled here.
+            latency_ms: The checkpoint's lookahead to use; None takes the server's default.
+            language: Language, for checkpoints that know several.
+            start_timeout_s: How long to wait for room on the server.
+
+        Yields:
+            One transcript per piece, the utterance so far; the last one is final.
+
+        Raises:
+            InvalidInput: Wrong audio, latency or language.
+            ServerFull: No room within `start_timeout_s`.
+            SequenceLost: The server dropped the stream.
+            ServerGone: The server cannot be reached.
+        """
+        stream = self.open_stream(latency_ms=latency_ms, language=language, start_timeout_s=start_timeout_s)
+        async with stream:
+            async for piece in resampled(audio, sample_rate):
+                yield await stream.send(piece)
+            yield await stream.end()
+
+    def open_stream(
+        self,
+        *,
+        latency_ms: int | None = None,
+        language: str | None = None,
+        start_timeout_s: float = START_TIMEOUT_S,
+    ) -> RecognitionStream:
+        """Returns a stream to the recogniser that the caller drives piece by piece; arguments as `transcribe`."""
+        chosen = {"latency_ms": latency_ms, "language": language}
+        parameters = {name: value for name, value in chosen.items() if value is not None}
+        return RecognitionStream(self.client, parameters, start_timeout_s)
+
+    async def speak(
+        self,
+        text: str,
+        *,
+        voice: str | None = None,
+        language: str | None = None,
+        seed: int | None = None,
+        **parameters: Any,
+    ) -> AsyncGenerator[SpeechChunk, None]:
+        """Speaks a text.
+
+        Args:
+            text: What to say.
+            voice: One of the checkpoint's voices; None takes the server's default.
+            language: Language of the text.
+            seed: The same seed gives the same speech.
+            **parameters: Further request parameters, e.g. `temperature`, `top_k`, `cfg_scale`, `max_seconds`.
+
+        Yields:
+            Chunks of audio as they are made, none of them empty.
+
+        Raises:
+            InvalidInput: An unknown voice, language or parameter.
+            ServerFull: The server's queue is full.
+            ServerGone: The server cannot be reached.
+        """
+        chosen = {"voice": voice, "language": language, "seed": seed, **parameters}
+        request = {
+            "model_name": "magpie",
+            "inputs": [_bytes_input("TEXT", text)],
+            "parameters": {name: value for name, value in chosen.items() if value is not None},
+        }
+        async with contextlib.aclosing(stream_infer(self.client, request)) as results:
+            async for result in results:
+                audio = result.as_numpy("AUDIO").reshape(-1)
+                if len(audio):
+                    words = tuple(Word(**word) for word in json.loads(_text(result, "WORDS")))
+                    yield SpeechChunk(audio, words=words)
+
+    async def generate(self, prompt: str, **sampling: Any) -> AsyncGenerator[TextDelta, None]:
+        """Continues a prompt, as Triton's stock vLLM backend does: no chat template is applied.
+
+        Args:
+            prompt: The text.
+            **sampling: vLLM sampling parameters, e.g. `max_tokens`, `temperature`, `seed`, `stop`.
+
+        Yields:
+            Pieces of new text; the last one has the reason why it ended.
+
+        Raises:
+            InvalidInput: An unknown or wrong sampling parameter, or a prompt that is too long.
+            ServerFull: The server's queue is full.
+            ServerGone: The server cannot be reached.
+        """
+        request = {
+            "model_name": "nemotron",
+            "inputs": [
+                _bytes_input("text_input", prompt),
+                _bool_input("stream", True),
+                _bool_input("exclude_input_in_output", True),
+                _bool_input("return_finish_reason", True),
+                _bytes_input("sampling_parameters", json.dumps(sampling)),
+            ],
+        }
+        async with contextlib.aclosing(stream_infer(self.client, request)) as results:
+            async for result in results:
+                reason = _text(result, "finish_reason") if result.as_numpy("finish_reason") is not None else ""
+                yield TextDelta(_text(result, "text_output"), reason if reason not in ("", "None") else None)
+                if _is_last(result):
+                    return
+        raise ServerGone("the server ended the stream before the last piece of text")
+
+
+async def wait_until_ready(url: str = DEFAULT_URL, timeout_s: float = 60.0, poll_s: float = 0.2) -> None:
+    """Waits until the server and its three models are ready.
+
+    Raises:
+        TritonVoiceError: They were not ready in time; the message says which.
+    """
+    deadline = time.monotonic() + timeout_s
+    async with TritonVoice(url) as voice:
+        while not (state := await voice.ready()).all_ready:
+            if time.monotonic() > deadline:
+                missing = ", ".join(name for name, up in state.models.items() if not up) or "the server"
+                raise TritonVoiceError(f"not ready after {timeout_s:.0f} s: {missing} at {url}")
+            await asyncio.sleep(poll_s)

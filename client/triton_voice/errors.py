@@ -1,0 +1,66 @@
+"""What a call can fail with. Every exception's message is the server's own sentence, for a person to act on."""
+
+from __future__ import annotations
+
+import re
+
+import grpc
+from tritonclient.utils import InferenceServerException
+
+
+class TritonVoiceError(Exception):
+    """Base of the SDK's exceptions."""
+
+
+class InvalidInput(TritonVoiceError):
+    """The server refused the request and will refuse it again; the message says what is allowed."""
+
+
+class ServerFull(TritonVoiceError):
+    """The server has no room at present: try again later."""
+
+
+class ServerGone(TritonVoiceError):
+    """The server cannot be reached, or went away in the middle of the call."""
+
+
+class ModelNotReady(TritonVoiceError):
+    """The server runs, the model does not."""
+
+
+class SequenceLost(TritonVoiceError):
+    """The server no longer holds the stream (it was silent for too long, or the server restarted): begin again."""
+
+
+class ServerFault(TritonVoiceError):
+    """The model failed while it worked on the request."""
+
+
+_TRANSPORT = re.compile(
+    r"failed to connect|connection (?:refused|reset)|socket closed|goaway|keepalive|endpoint read failed|"
+    r"channel (?:is )?clos|stream removed|connection attempt timed out|name resolution|recvmsg|broken pipe",
+    re.IGNORECASE,
+)
+
+
+def from_triton(error: InferenceServerException | grpc.RpcError) -> TritonVoiceError:
+    """Returns the SDK's exception for one of tritonclient's, or of gRPC's, which its streams let through."""
+    if isinstance(error, grpc.RpcError):
+        status, message = error.code().name, (error.details() or "").strip()
+    else:
+        status, message = (error.status() or "").removeprefix("StatusCode."), (error.message() or str(error)).strip()
+    lower = message.lower()
+    if "must specify the start flag" in lower or (status == "NOT_FOUND" and "start" in lower):
+        return SequenceLost(message)
+    if "unknown model" in lower or "is not ready" in lower or "no version" in lower:
+        return ModelNotReady(message)
+    if status == "UNAVAILABLE" or not status:
+        if _TRANSPORT.search(message):
+            return ServerGone(message)
+        if status == "UNAVAILABLE":
+            return ServerFull(message)
+    if status == "INVALID_ARGUMENT":
+        return InvalidInput(message)
+    if status in ("CANCELLED", "DEADLINE_EXCEEDED"):
+        return ServerGone(message)
+    return ServerFault(message)

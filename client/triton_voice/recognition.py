@@ -1,0 +1,128 @@
+"""One stream of speech to the recogniser."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton_grpc
+import tritonclient.grpc.aio as grpc_aio
+from tritonclient.utils import InferenceServerException
+
+from triton_voice.audio import Samples
+from triton_voice.errors import from_triton
+from triton_voice.types import ASR_SAMPLE_RATE, Transcript, Word
+
+START_TIMEOUT_S = 2.0
+"""How long a stream waits for room on the server."""
+ANSWER_TIMEOUT_S = 30.0
+"""How long one piece of audio may take, on top of a thirtieth of its own length."""
+RELEASE_TIMEOUT_S = 2.0
+_NO_AUDIO = np.zeros(0, np.int16)
+
+
+class RecognitionStream:
+    """A Triton sequence of the recogniser, one request per piece of audio.
+
+    Each piece is a unary call: unlike a message of a gRPC stream it has a status code, a deadline and a cancellation of
+    its own, and it costs the same. Use it as an async context manager: leaving it before `end` frees the server's slot.
+
+    Args:
+        client: The connection.
+        parameters: Request parameters of the start.
+        start_timeout_s: How long the first piece may wait for room.
+    """
+
+    def __init__(self, client: grpc_aio.InferenceServerClient, parameters: dict[str, Any], start_timeout_s: float):
+        self._client = client
+        self._parameters = parameters
+        self._start_timeout_s = start_timeout_s
+        self._sequence = uuid.uuid4().hex
+        self._started = False
+        self._ended = False
+        self._audio_s = 0.0
+
+    async def __aenter__(self) -> RecognitionStream:
+        """Sends nothing yet: the first piece begins the sequence."""
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Frees the slot if the stream was not ended."""
+        if self._started and not self._ended:
+            self._ended = True
+            await asyncio.shield(self._release())
+
+    async def send(self, audio: Samples, finalize: bool = False) -> Transcript:
+        """Sends a piece of audio.
+
+        Args:
+            audio: int16, shape (samples,), 16 kHz mono; may be empty.
+            finalize: Closes the utterance; the stream goes on with the next one.
+
+        Returns:
+            The utterance so far.
+
+        Raises:
+            InvalidInput: Wrong audio or parameters.
+            ServerFull: No room in time; only the first piece.
+            SequenceLost: The server no longer holds the stream.
+            ServerGone: The server cannot be reached.
+        """
+        return await self._request(audio, {"finalize": True} if finalize else {}, end=False)
+
+    async def end(self) -> Transcript:
+        """Closes the utterance and the stream; returns the final transcript. Raises as `send`."""
+        transcript = await self._request(_NO_AUDIO, {}, end=True)
+        self._ended = True
+        return transcript
+
+    async def _request(self, audio: Samples, parameters: dict[str, Any], end: bool) -> Transcript:
+        start = not self._started
+        self._started = True
+        self._audio_s += len(audio) / ASR_SAMPLE_RATE
+        sent_at = time.monotonic()
+        deadline_s = ANSWER_TIMEOUT_S + len(audio) / ASR_SAMPLE_RATE / 30 + (self._start_timeout_s if start else 0.0)
+        try:
+            result = await self._client.infer(
+                **self._arguments(audio, start, end, {**(self._parameters if start else {}), **parameters}),
+                client_timeout=deadline_s,
+            )
+        except InferenceServerException as error:
+            raise from_triton(error) from error
+        words = json.loads(result.as_numpy("WORDS").reshape(-1)[0])
+        return Transcript(
+            text=result.as_numpy("TRANSCRIPT").reshape(-1)[0].decode(),
+            words=tuple(Word(**word) for word in words),
+            is_final=bool(result.as_numpy("IS_FINAL").reshape(-1)[0]),
+            audio_s=self._audio_s,
+            latency_s=time.monotonic() - sent_at,
+        )
+
+    async def _release(self) -> None:
+        """Ends a stream that is left early or was refused; Triton counts a refused start as a live sequence too.
+
+        START begins it anew and END closes it at once, so this holds whether or not the server still knows it.
+        """
+        with contextlib.suppress(InferenceServerException):
+            arguments = self._arguments(_NO_AUDIO, start=True, end=True, parameters={})
+            await self._client.infer(**arguments, client_timeout=RELEASE_TIMEOUT_S)
+
+    def _arguments(self, audio: Samples, start: bool, end: bool, parameters: dict[str, Any]) -> dict[str, Any]:
+        tensor = triton_grpc.InferInput("AUDIO", [1, len(audio)], "INT16")
+        tensor.set_data_from_numpy(audio.reshape(1, -1))
+        arguments = {
+            "model_name": "parakeet",
+            "inputs": [tensor],
+            "sequence_id": self._sequence,
+            "sequence_start": start,
+            "sequence_end": end,
+            "parameters": parameters,
+        }
+        if start:  # without a timeout Triton lets a start wait silently for as long as it takes
+            arguments["timeout"] = int(self._start_timeout_s * 1e6)
+        return arguments

@@ -1,0 +1,51 @@
+"""One call of a decoupled model, with the cancellation and the errors that tritonclient leaves to its users."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import grpc
+import tritonclient.grpc.aio as grpc_aio
+from tritonclient.utils import InferenceServerException
+
+from triton_voice.errors import from_triton
+
+STATUS_CODES = {"triton_grpc_error": "true"}
+"""Asks Triton for gRPC status codes on streams; without it an error is a bare string."""
+
+
+async def stream_infer(
+    client: grpc_aio.InferenceServerClient,
+    request: dict[str, Any],
+) -> AsyncGenerator[Any, None]:
+    """Yields the results of one request to a decoupled model.
+
+    Leaving the iteration early cancels the call for real: `break` out of tritonclient's own iterator leaves the server
+    working.
+
+    Args:
+        client: The connection.
+        request: Arguments of the request, as tritonclient's `infer` names them.
+
+    Raises:
+        TritonVoiceError: The server answered with an error, or went away.
+    """
+
+    async def only() -> AsyncGenerator[dict[str, Any], None]:
+        yield request
+
+    call = client.stream_infer(only(), headers=STATUS_CODES)
+    ended = False
+    try:
+        async for result, error in call:
+            if error is not None:
+                raise error
+            yield result
+        ended = True
+    except (InferenceServerException, grpc.RpcError) as error:
+        ended = True
+        raise from_triton(error) from error
+    finally:
+        if not ended:
+            call.cancel()

@@ -1,0 +1,127 @@
+"""Triton glue of the streaming recogniser: requests in, answers out. The work is done by `parakeet_engine`."""
+
+import locale
+
+locale.setlocale(locale.LC_ALL, "C.UTF-8")  # the embedded Python opens text files as ASCII otherwise
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from parakeet_engine import (
+    AsrError,
+    AudioRequest,
+    Engine,
+    EngineSettings,
+    InvalidRequest,
+    SequenceLost,
+    Transcript,
+    Unavailable,
+)
+
+START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
+END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+PARAMETERS: dict[str, tuple[type, str]] = {
+    "latency_ms": (int, "an integer"),
+    "language": (str, "a string"),
+    "finalize": (bool, "true or false"),
+}
+
+
+def _setting(config: dict[str, Any], name: str) -> str:
+    """A setting of config.pbtxt's `parameters`, or of the environment variable of the same name."""
+    return os.environ.get(name) or config["parameters"][name]["string_value"]
+
+
+def _engine_settings(config: dict[str, Any]) -> EngineSettings:
+    """Reads `PARAKEET_<FIELD>` for each field of the engine's settings that config.pbtxt names."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(EngineSettings):
+        name = f"PARAKEET_{field.name.upper()}"
+        if name not in config["parameters"]:
+            continue
+        text = _setting(config, name)
+        try:
+            values[field.name] = {"int": int, "float": float}.get(str(field.type), str)(text)
+        except ValueError:
+            raise pb_utils.TritonModelException(f"{name} must be a number; it is {text!r}") from None
+    return EngineSettings(**values)
+
+
+def _error(error: AsrError) -> Any:
+    codes = pb_utils.TritonError  # not there yet when this file is imported
+    status = {InvalidRequest: codes.INVALID_ARG, SequenceLost: codes.NOT_FOUND, Unavailable: codes.UNAVAILABLE}.get(
+        type(error), codes.INTERNAL
+    )
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), status))
+
+
+def _answer(transcript: Transcript) -> Any:
+    words = json.dumps([dataclasses.asdict(word) for word in transcript.words], ensure_ascii=False)
+    return pb_utils.InferenceResponse(
+        [
+            pb_utils.Tensor("TRANSCRIPT", np.array([[transcript.text.encode()]], dtype=object)),
+            pb_utils.Tensor("IS_FINAL", np.array([[transcript.is_final]])),
+            pb_utils.Tensor("WORDS", np.array([[words.encode()]], dtype=object)),
+        ]
+    )
+
+
+class TritonPythonModel:
+    """One instance: one engine, one model, one device."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the checkpoint and warms it up; Triton reports the model ready when this returns."""
+        config = json.loads(args["model_config"])
+        self._start_timeout_s = float(_setting(config, "PARAKEET_START_TIMEOUT_S"))
+        try:
+            self._engine = Engine(_engine_settings(config))
+        except AsrError as error:
+            raise pb_utils.TritonModelException(str(error)) from error
+
+    def execute(self, requests: list[Any]) -> list[None]:
+        """Hands every request to the engine; each is answered through its own sender when its audio is done."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._engine.submit(self._parse(request, sender))
+            except AsrError as error:
+                sender.send(_error(error), flags=FINAL)
+        return [None] * len(requests)
+
+    def finalize(self) -> None:
+        """Stops the engine."""
+        self._engine.close()
+
+    def _parse(self, request: Any, sender: Any) -> AudioRequest:
+        def respond(result: Transcript | AsrError) -> None:
+            sender.send(_error(result) if isinstance(result, AsrError) else _answer(result), flags=FINAL)
+
+        parameters = {
+            name: value
+            for name, value in json.loads(request.parameters() or "{}").items()
+            if not name.startswith("triton_")
+        }
+        for name, value in parameters.items():
+            if name not in PARAMETERS:
+                raise InvalidRequest(f"unknown request parameter {name!r}; there are {', '.join(PARAMETERS)}")
+            kind, words = PARAMETERS[name]
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                raise InvalidRequest(f"request parameter {name!r} must be {words}; it is {value!r}")
+        flags = request.flags()
+        timeout_s = request.timeout() / 1e6 or self._start_timeout_s
+        audio = pb_utils.get_input_tensor_by_name(request, "AUDIO").as_numpy()
+        return AudioRequest(
+            stream=request.correlation_id(),
+            audio=np.array(audio.reshape(-1)),  # the tensor's memory dies with the request
+            respond=respond,
+            start=bool(flags & START),
+            end=bool(flags & END),
+            timeout_s=timeout_s,
+            **parameters,
+        )
