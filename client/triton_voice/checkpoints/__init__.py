@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -43,6 +44,11 @@ class Checkpoints:
     llm: Path
     size: Size
 
+    @classmethod
+    def in_folder(cls, folder: Path, size: Size = "tiny") -> Checkpoints:
+        """Returns the paths as `make` lays them out."""
+        return cls(folder / "parakeet.nemo", folder / "magpie.nemo", folder / "codec.nemo", folder / "llm", size)
+
     def weights(self) -> Weights:
         """Returns them as what the server loads."""
         return Weights(
@@ -59,22 +65,36 @@ def folder_of(size: Size, seed: int = 0) -> Path:
     return cache_dir() / "checkpoints" / f"{size}-v{FORMAT}-seed{seed}"
 
 
-def _paths(folder: Path, size: Size) -> Checkpoints:
-    return Checkpoints(folder / "parakeet.nemo", folder / "magpie.nemo", folder / "codec.nemo", folder / "llm", size)
-
-
 @contextlib.contextmanager
 def _quiet_nemo() -> Iterator[None]:
     """Silences NeMo's and Lightning's banners, which are not for the person who asked for a checkpoint."""
-    from nemo.utils import logging as nemo_logging
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # before the import, which warns of its own telemetry
+    try:
+        from nemo.utils import logging as nemo_logging
 
-    level = nemo_logging.get_verbosity()
-    nemo_logging.set_verbosity(nemo_logging.ERROR)
-    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+        level = nemo_logging.get_verbosity()
+        nemo_logging.set_verbosity(nemo_logging.ERROR)
         try:
-            yield
+            with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+                yield
         finally:
             nemo_logging.set_verbosity(level)
+    finally:
+        logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order: with more threads the same seed gives other last bits on another machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def make(
@@ -100,7 +120,7 @@ def make(
     """
     folder = out or folder_of(size, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    found = _paths(folder, size)
+    found = Checkpoints.in_folder(folder, size)
     needed = {"parakeet": [found.parakeet], "magpie": [found.magpie, found.codec], "llm": [found.llm]}
     for part in parts:
         if not force and all(p.exists() for p in needed[part]):
@@ -110,8 +130,9 @@ def make(
         work = folder / f".making-{part}-{os.getpid()}"
         work.mkdir()
         try:
-            with _quiet_nemo():
-                importlib.import_module(f"triton_voice.checkpoints.{part}").make(work, size, seed)
+            with _quiet_nemo(), _one_thread():
+                maker = importlib.import_module(f"triton_voice.checkpoints.{part}")
+                maker.make(work / "llm" if part == "llm" else work, size, seed)
             for made in work.iterdir():
                 target = folder / made.name
                 if target.is_dir():

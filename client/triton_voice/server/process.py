@@ -14,9 +14,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -206,9 +206,13 @@ class TritonServer:
                 failures.append(event)
 
         for wave in waves:
-            if wave:
-                with ThreadPoolExecutor(len(wave)) as pool:
-                    list(pool.map(load, wave))
+            # Daemon threads, joined in turns: Ctrl-C must not wait for a load that takes minutes.
+            threads = [threading.Thread(target=load, args=(model,), daemon=True) for model in wave]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(POLL_S)
         if failures:
             reasons = "; ".join(f"{f.model}: {f.detail}" for f in failures)
             raise ServerError(f"{len(failures)} of {len(wanted)} models did not load. {reasons}", self.log_file)

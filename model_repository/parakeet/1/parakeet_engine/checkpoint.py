@@ -71,9 +71,9 @@ class Checkpoint:
             CheckpointError: It is not there, not a NeMo model, or one that cannot be streamed exactly.
         """
         model = _restore(source, device).eval()
+        _check(model, source)
         model.preprocessor.featurizer.dither = 0.0
         model.preprocessor.featurizer.pad_to = 0
-        _check(model, source)
         left = {int(context[0]) for context in model.encoder.att_context_size_all}
         if len(left) != 1:
             raise CheckpointError(f"{source}: the lookaheads have different left contexts {sorted(left)}")

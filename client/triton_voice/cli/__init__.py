@@ -1,0 +1,1 @@
+"""The `triton-voice` command line."""

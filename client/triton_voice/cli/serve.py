@@ -1,0 +1,66 @@
+"""`triton-voice serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from triton_voice.cli import weights as weight_options
+from triton_voice.cli.console import err, fail
+from triton_voice.cli.serving import running
+from triton_voice.server import MODELS, ServerSettings, TritonServer
+from triton_voice.server.settings import Device
+
+LIVENESS_POLL_S = 0.5
+
+
+def serve(
+    models: weight_options.ModelsDir = None,
+    hub: weight_options.Hub = False,
+    parakeet: weight_options.Parakeet = None,
+    magpie: weight_options.Magpie = None,
+    codec: weight_options.Codec = None,
+    llm: weight_options.Llm = None,
+    device: Annotated[Device | None, typer.Option(help="Where the models run. Default: auto.")] = None,
+    only: Annotated[str | None, typer.Option(help=f"Load only these, comma separated, of {', '.join(MODELS)}.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Default: 8001; 0 takes a free one.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Default: 8000; 0 takes a free one.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Default: 8002; 0 takes a free one.")] = None,
+    log_file: Annotated[Path | None, typer.Option(help="Triton's and the models' log.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Triton's verbose log.")] = False,
+) -> None:
+    """Start tritonserver with the three models and stay until Ctrl-C.
+
+    Every option is also an environment variable, TRITON_VOICE_<OPTION>, e.g. TRITON_VOICE_GRPC_PORT.
+    """
+    chosen: dict[str, object] = {
+        "device": device,
+        "host": host,
+        "grpc_port": grpc_port,
+        "http_port": http_port,
+        "metrics_port": metrics_port,
+        "log_file": log_file,
+        "verbose": verbose or None,
+    }
+    if only:
+        names = tuple(name.strip() for name in only.split(","))
+        if unknown := [name for name in names if name not in MODELS]:
+            fail(f"--only {', '.join(unknown)}: there are {', '.join(MODELS)}")
+        chosen["models"] = names
+    settings = ServerSettings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
+    server = TritonServer(settings, weight_options.resolve(models, hub, parakeet, magpie, codec, llm))
+    try:
+        with running(server):
+            err.print(
+                f"[bold green]ready[/]  gRPC {server.grpc_url}   HTTP {settings.host}:{server.http_port}   "
+                f"metrics {server.metrics_url}   Ctrl-C stops",
+                soft_wrap=True,
+            )
+            while (code := server.wait(LIVENESS_POLL_S)) is None:
+                pass
+            fail(f"tritonserver ended by itself with code {code}", server.log_tail(), f"Log: {server.log_file}")
+    except KeyboardInterrupt:
+        err.print("stopped")
