@@ -33,8 +33,9 @@ ENDPOINT_TIMEOUT_S = 60.0
 POLL_S = 0.05
 STUB_TIMEOUT_S = 180
 """The stub answers Triton only after its imports, and NeMo's and vLLM's take tens of seconds on a slow disk."""
-DRAIN_S = 5
-"""What Triton waits for requests in flight when it stops; a live sequence counts as one, however silent it is."""
+DRAIN_S = 15
+"""What Triton waits, when it stops, for requests in flight (a live sequence counts as one, however silent it is) and
+for the models to unload."""
 PR_SET_PDEATHSIG = 1
 ADMIN_KEY = "admin"
 
@@ -227,7 +228,10 @@ class TritonServer:
             return None
 
     def stop(self) -> None:
-        """Stops the server and every process it started, in order if it lets us, by force if not. Idempotent."""
+        """Stops the server and every process it started, in order if it lets us, by force if not. Idempotent.
+
+        An interrupt (Ctrl-C, once more) while it waits stops it by force at once.
+        """
         process, self._process = self._process, None
         if process is not None:
             family = self._descendants(process.pid)
@@ -235,7 +239,7 @@ class TritonServer:
                 process.send_signal(signal.SIGTERM)
                 try:
                     process.wait(self.settings.stop_timeout_s)
-                except subprocess.TimeoutExpired:
+                except (subprocess.TimeoutExpired, KeyboardInterrupt):
                     family = list({*family, *self._descendants(process.pid)})
                     process.kill()
                     process.wait()

@@ -1,0 +1,158 @@
+"""`triton-voice serve` and `demo` as a user runs them: they start, say what is wrong, and leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import soundfile
+
+CLI = [str(Path(sys.executable).parent / "triton-voice")]
+START_TIMEOUT_S = 240
+FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+
+
+def family(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def processes_with(environment: dict[str, str]) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if environment.items() <= process.environ().items():
+                found.append(process)
+    return found
+
+
+def run(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*CLI, *args], capture_output=True, text=True, timeout=START_TIMEOUT_S, **kwargs)
+
+
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
+def test_serve_stops_on_signals_and_leaves_no_process(tiny, tmp_path, stop_signal):
+    command = [*CLI, "serve", "--only", "parakeet", "--log-file", str(tmp_path / "log"), *FREE_PORTS]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as serve:
+        seen = ""
+        while "ready  gRPC" not in seen:
+            line = serve.stderr.readline()
+            assert line, seen
+            seen += line
+        children = family(serve.pid)
+        assert any("tritonserver" in p.name() for p in children)
+        assert any("stub" in p.name() or "stub" in " ".join(p.cmdline()) for p in children)
+        serve.send_signal(stop_signal)
+        rest = serve.stderr.read()
+    assert serve.returncode == 0, seen + rest
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert not list(Path("/dev/shm").glob(f"triton_voice_{serve.pid}_*"))
+
+
+def test_the_server_dies_with_a_killed_serve(tiny, tmp_path):
+    command = [*CLI, "serve", "--only", "parakeet", "--log-file", str(tmp_path / "log"), *FREE_PORTS]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as serve:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (children := family(serve.pid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        serve.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+
+def test_a_port_in_use_is_named(tiny):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run("serve", "--grpc-port", port, "--http-port", "0", "--metrics-port", "0")
+    assert done.returncode == 1
+    assert f"gRPC port {port}" in done.stderr
+    assert "--grpc-port" in done.stderr
+
+
+def test_a_bad_checkpoint_is_named_and_nothing_is_left(tiny, tmp_path):
+    bad = tmp_path / "broken.nemo"
+    bad.write_bytes(b"nothing of the kind")
+    mark = {"TRITON_VOICE_TEST_RUN": str(tmp_path)}  # inherited by every process that this run starts
+    done = run("serve", "--only", "parakeet", "--parakeet", str(bad), *FREE_PORTS, env={**os.environ, **mark})
+    assert done.returncode == 1
+    assert "parakeet" in done.stderr
+    assert str(bad) in done.stderr
+    assert "Log:" in done.stderr
+    assert not processes_with(mark)
+
+
+def test_a_models_folder_that_lacks_something_is_told(tmp_path):
+    done = run("serve", "--models", str(tmp_path))
+    assert done.returncode == 1
+    assert "parakeet.nemo" in done.stderr
+
+
+def test_the_demo_prints_one_json_object(server, tmp_path):
+    wav = tmp_path / "reply.wav"
+    done = run("demo", "--server", server.grpc, "--fast", "--json", "-o", str(wav))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result) >= {"transcript", "partials", "reply", "audio_seconds", "sample_rate", "latency_ms"}
+    assert result["transcript"]
+    assert len(result["partials"]) > 1
+    assert result["reply"]
+    assert result["sample_rate"] == 22050
+    assert set(result["latency_ms"]) == {"first_partial", "final_transcript", "first_token", "first_audio", "total"}
+    audio, rate = soundfile.read(wav)
+    assert rate == 22050
+    assert len(audio) / rate == pytest.approx(result["audio_seconds"], abs=0.01)
+    assert audio.std() > 0
+
+
+def test_the_demo_takes_another_wav(server, tmp_path):
+    from support import speechlike
+
+    wav = tmp_path / "mine.wav"
+    soundfile.write(wav, speechlike(1.0, seed=4), 16000, subtype="PCM_16")
+    done = run("demo", str(wav), "--server", server.grpc, "--fast", "-o", str(tmp_path / "reply.wav"))
+    assert done.returncode == 0, done.stderr
+    assert "final transcript" in done.stdout
+
+
+def test_transcribe_and_speak_through_a_running_server(server, tmp_path):
+    wav = tmp_path / "speech.wav"
+    spoken = run("speak", "Hello there.", "-o", str(wav), "--server", server.grpc)
+    assert spoken.returncode == 0, spoken.stderr
+    assert soundfile.info(wav).samplerate == 22050
+    heard = run("transcribe", str(wav), "--server", server.grpc)
+    assert heard.returncode == 0, heard.stderr
+    assert heard.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["missing.wav", "text.wav"])
+def test_a_file_that_is_no_audio_is_named(tmp_path, name):
+    (tmp_path / "text.wav").write_text("no audio")
+    done = run("transcribe", str(tmp_path / name))
+    assert done.returncode == 1
+    assert name in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_server_is_one_sentence(unused_tcp_port):
+    done = run("speak", "Hello.", "--server", f"127.0.0.1:{unused_tcp_port}", "-o", os.devnull)
+    assert done.returncode == 1
+    assert "ServerGone" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_shows_what_is_here(server):
+    done = run("doctor", "--server", server.grpc, env={**os.environ, "COLUMNS": "300"})
+    assert done.returncode == 0, done.stdout
+    for word in ("tritonserver", "numpy", "torch", "nemo_toolkit", "vllm", "all models ready"):
+        assert word in done.stdout

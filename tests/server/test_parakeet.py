@@ -1,0 +1,185 @@
+"""The recogniser over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as grpc_aio
+from tritonclient.grpc import InferInput
+from tritonclient.utils import InferenceServerException
+
+from support import pieces, speechlike
+from triton_voice import InvalidInput, SequenceLost, ServerGone, Transcript, TritonVoice
+
+CHUNK = 2560
+
+
+def request(audio: np.ndarray, sequence: int | str, *, start: bool = False, end: bool = False, **parameters) -> dict:
+    """A raw request, for what the SDK would not send."""
+    tensor = InferInput("AUDIO", [1, len(audio)], "INT16")
+    tensor.set_data_from_numpy(audio.reshape(1, -1))
+    return {
+        "model_name": "parakeet",
+        "inputs": [tensor],
+        "sequence_id": sequence,
+        "sequence_start": start,
+        "sequence_end": end,
+        "parameters": parameters,
+    }
+
+
+async def transcribe(voice: TritonVoice, audio: np.ndarray, size: int = CHUNK, **options) -> list[Transcript]:
+    return [t async for t in voice.transcribe(pieces(audio, size), **options)]
+
+
+async def test_a_stream_gives_partials_and_a_final(voice):
+    audio = speechlike(3, seed=1)
+    answers = await transcribe(voice, audio)
+    assert len(answers) == -(-len(audio) // CHUNK) + 1
+    assert [a.is_final for a in answers] == [False] * (len(answers) - 1) + [True]
+    assert answers[-1].text == " ".join(w.word for w in answers[-1].words)
+    assert any(a.text for a in answers[:-1])
+    assert answers[-1].audio_s == pytest.approx(3.0)
+
+
+async def test_the_size_of_the_pieces_and_the_company_change_nothing(voice):
+    audios = [speechlike(1 + seed / 4, seed) for seed in range(12)]
+    latencies = [80, 160, 560, 1120]
+    alone = [(await transcribe(voice, a, 10**9, latency_ms=latencies[i % 4]))[-1].text for i, a in enumerate(audios)]
+    assert len(set(alone)) == len(audios)
+    together = await asyncio.gather(
+        *(transcribe(voice, a, 700 + 500 * i, latency_ms=latencies[i % 4]) for i, a in enumerate(audios))
+    )
+    assert [answers[-1].text for answers in together] == alone
+
+
+async def test_sixty_four_callers_at_once(voice):
+    audio = speechlike(1.5, seed=9)
+    expected = (await transcribe(voice, audio))[-1].text
+    results = await asyncio.gather(*(transcribe(voice, audio) for _ in range(64)))
+    assert {answers[-1].text for answers in results} == {expected}
+
+
+async def test_other_rates_are_resampled_by_the_client(voice):
+    audio = np.repeat(speechlike(1, seed=2), 3)  # 48 kHz
+    answers = await transcribe(voice, audio, 4800, sample_rate=48000)
+    assert answers[-1].is_final
+    assert answers[-1].audio_s == pytest.approx(1.0, abs=0.01)
+
+
+async def test_finalize_goes_on_with_the_next_utterance(voice):
+    first, second = speechlike(1.2, seed=3), speechlike(1.4, seed=4)
+    async with voice.open_stream() as stream:
+        one = await stream.send(first, finalize=True)
+        two_partial = await stream.send(second)
+        two = await stream.end()
+    assert (one.is_final, two_partial.is_final, two.is_final) == (True, False, True)
+    assert one.text == (await transcribe(voice, first))[-1].text
+    assert two.text == (await transcribe(voice, second))[-1].text
+    assert all(w.start >= 1.2 for w in two.words)
+
+
+async def test_no_audio_at_all_gives_an_empty_final(voice):
+    answers = await transcribe(voice, np.zeros(0, np.int16))
+    assert [(a.text, a.is_final) for a in answers] == [("", True)]
+
+
+@pytest.mark.parametrize("sequence", [7, 2**40, "caller-7", "a name longer than eight bytes"])
+async def test_sequence_ids_are_numbers_or_strings(voice, sequence):
+    result = await voice.client.infer(**request(speechlike(1), sequence, start=True, end=True))
+    assert result.as_numpy("IS_FINAL").reshape(-1)[0]
+    assert isinstance(json.loads(result.as_numpy("WORDS").reshape(-1)[0]), list)
+
+
+async def test_a_dropped_stream_frees_its_slot_and_nobody_notices(voice):
+    bystander = asyncio.create_task(transcribe(voice, speechlike(2, seed=5)))
+    for _ in range(5):
+        async for _transcript in voice.transcribe(pieces(speechlike(2, seed=6), CHUNK)):
+            break
+    assert (await bystander)[-1].is_final
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"latency_ms": 100}, ["latency_ms 100", "80, 160, 560, 1120"]),
+        ({"language": "klingon"}, ["klingon", "en"]),
+    ],
+)
+async def test_what_the_checkpoint_does_not_offer_is_refused_by_name(voice, options, words):
+    with pytest.raises(InvalidInput) as error:
+        await transcribe(voice, speechlike(0.5), **options)
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"latencyms": 160}, ["'latencyms'", "latency_ms, language, finalize"]),
+        ({"latency_ms": "160"}, ["'latency_ms'", "an integer"]),
+        ({"finalize": 1}, ["'finalize'", "true or false"]),
+    ],
+)
+async def test_bad_parameters_fail_that_request_alone(voice, parameters, words):
+    good = asyncio.create_task(transcribe(voice, speechlike(1, seed=7)))
+    with pytest.raises(InferenceServerException) as error:
+        await voice.client.infer(**request(speechlike(0.5), "bad-parameters", start=True, end=True, **parameters))
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert all(word in str(error.value) for word in words)
+    assert (await good)[-1].is_final
+
+
+async def test_wrong_dtype_is_refused(voice):
+    tensor = InferInput("AUDIO", [1, 10], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 10), np.float32))
+    with pytest.raises(InferenceServerException, match="INT16"):
+        await voice.client.infer("parakeet", [tensor], sequence_id=3, sequence_start=True, sequence_end=True)
+
+
+async def test_a_request_without_start_says_so(voice):
+    with pytest.raises(InferenceServerException, match="START"):
+        await voice.client.infer(**request(speechlike(0.1), "nobody-started-this"))
+    stream = voice.open_stream()
+    stream._started = True  # as after an idle timeout: the client thinks that it goes on
+    with pytest.raises(SequenceLost):
+        await stream.send(speechlike(0.1))
+
+
+async def test_bad_audio_never_leaves_the_client(voice):
+    for audio in (np.zeros(10, np.float32), b"odd"):
+
+        async def one(audio=audio):
+            yield audio
+
+        with pytest.raises(InvalidInput):
+            [t async for t in voice.transcribe(one())]
+
+
+async def test_a_stream_over_grpc_streaming_works_too(server):
+    """perf_analyzer and Triton's own samples use one gRPC stream per sequence."""
+    audio = speechlike(2, seed=8)
+    async with grpc_aio.InferenceServerClient(server.grpc) as client:
+
+        async def requests():
+            cuts = list(range(0, len(audio), CHUNK))
+            for i in cuts:
+                piece = audio[i : i + CHUNK]
+                yield request(piece, 99, start=i == 0, end=i == cuts[-1])
+
+        finals = [
+            bool(result.as_numpy("IS_FINAL").reshape(-1)[0])
+            async for result, error in client.stream_infer(requests())
+            if error is None
+        ]
+    assert finals == [False] * (len(finals) - 1) + [True]
+    assert len(finals) == -(-len(audio) // CHUNK)
+
+
+async def test_a_server_that_is_not_there(unused_tcp_port):
+    async with TritonVoice(f"127.0.0.1:{unused_tcp_port}") as voice:
+        assert not (await voice.ready()).live
+        with pytest.raises(ServerGone):
+            await transcribe(voice, speechlike(0.2))
