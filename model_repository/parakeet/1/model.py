@@ -7,11 +7,13 @@ locale.setlocale(locale.LC_ALL, "C.UTF-8")  # the embedded Python opens text fil
 import dataclasses
 import json
 import os
+import time
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from metrics import Metrics
 from parakeet_engine import (
     AsrError,
     AudioRequest,
@@ -25,6 +27,8 @@ from parakeet_engine import (
 
 START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+CANCEL_CHECK_S = 0.05
+"""Requests answered sooner are not asked whether they were cancelled: each such question costs a round trip."""
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 PARAMETERS: dict[str, tuple[type, str]] = {
     "latency_ms": (int, "an integer"),
@@ -40,16 +44,16 @@ def _setting(config: dict[str, Any], name: str) -> str:
 
 def _engine_settings(config: dict[str, Any]) -> EngineSettings:
     """Reads `PARAKEET_<FIELD>` for each field of the engine's settings that config.pbtxt names."""
+    readers = {"int": int, "float": float, "bool": {"true": True, "false": False}.__getitem__, "str": str}
     values: dict[str, Any] = {}
     for field in dataclasses.fields(EngineSettings):
         name = f"PARAKEET_{field.name.upper()}"
-        if name not in config["parameters"]:
-            continue
-        text = _setting(config, name)
-        try:
-            values[field.name] = {"int": int, "float": float}.get(str(field.type), str)(text)
-        except ValueError:
-            raise pb_utils.TritonModelException(f"{name} must be a number; it is {text!r}") from None
+        if name in config["parameters"]:
+            text = _setting(config, name)
+            try:
+                values[field.name] = readers[str(field.type)](text)
+            except (ValueError, KeyError):
+                raise pb_utils.TritonModelException(f"{name} must be a {field.type}; it is {text!r}") from None
     return EngineSettings(**values)
 
 
@@ -80,7 +84,8 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._start_timeout_s = float(_setting(config, "PARAKEET_START_TIMEOUT_S"))
         try:
-            self._engine = Engine(_engine_settings(config))
+            self._metrics = Metrics(args["model_name"])
+            self._engine = Engine(_engine_settings(config), self._metrics)
         except AsrError as error:
             raise pb_utils.TritonModelException(str(error)) from error
 
@@ -97,9 +102,15 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Stops the engine."""
         self._engine.close()
+        self._metrics.close()
 
     def _parse(self, request: Any, sender: Any) -> AudioRequest:
+        stream, came = request.correlation_id(), time.monotonic()
+
         def respond(result: Transcript | AsrError) -> None:
+            # A cancelled request is the only sign of a caller that went away: Triton does not end its sequence.
+            if time.monotonic() - came > CANCEL_CHECK_S and sender.is_cancelled():
+                self._engine.abandon(stream)
             sender.send(_error(result) if isinstance(result, AsrError) else _answer(result), flags=FINAL)
 
         parameters = {
@@ -117,7 +128,7 @@ class TritonPythonModel:
         timeout_s = request.timeout() / 1e6 or self._start_timeout_s
         audio = pb_utils.get_input_tensor_by_name(request, "AUDIO").as_numpy()
         return AudioRequest(
-            stream=request.correlation_id(),
+            stream=stream,
             audio=np.array(audio.reshape(-1)),  # the tensor's memory dies with the request
             respond=respond,
             start=bool(flags & START),

@@ -8,6 +8,7 @@ Device side: `StepRunner` turns one batch of chunks, each of another caller, int
 from parakeet_engine.checkpoint import Checkpoint, Lookahead
 from parakeet_engine.engine import Engine, EngineSettings
 from parakeet_engine.errors import AsrError, CheckpointError, InvalidRequest, SequenceLost, Unavailable
+from parakeet_engine.observer import Observer
 from parakeet_engine.requests import AudioRequest, Transcript, Word
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "EngineSettings",
     "InvalidRequest",
     "Lookahead",
+    "Observer",
     "SequenceLost",
     "Transcript",
     "Unavailable",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 
 from parakeet_engine.errors import AsrError
-from parakeet_engine.requests import AudioRequest, Transcript
+from parakeet_engine.observer import Observer
+from parakeet_engine.requests import SAMPLE_RATE, AudioRequest, Transcript
 from parakeet_engine.runner import ChunkTokens
 from parakeet_engine.words import WordAssembler
 
@@ -21,9 +23,11 @@ class Delivery:
     Args:
         pieces: Piece of each token id.
         decode: Text of a list of token ids.
+        observer: Told of every answer.
     """
 
-    def __init__(self, pieces: Sequence[str], decode: Callable[[list[int]], str]):
+    def __init__(self, pieces: Sequence[str], decode: Callable[[list[int]], str], observer: Observer):
+        self._observer = observer
         self._pieces = pieces
         self._decode = decode
         self._assemblers: dict[Hashable, WordAssembler] = {}
@@ -36,7 +40,7 @@ class Delivery:
         if emitted.tokens:
             self._queue.put(lambda: self._assembler(key).add(emitted))
 
-    def answer(self, key: Hashable, request: AudioRequest, next_utterance_s: float) -> None:
+    def answer(self, key: Hashable, request: AudioRequest, next_utterance_s: float = 0.0) -> None:
         """Answers a request with the stream's words.
 
         Args:
@@ -55,7 +59,7 @@ class Delivery:
         self._queue.put(lambda: self._forget(key))
 
     def run(self, action: Callable[[], None]) -> None:
-        """Runs an action in order with the rest, e.g. the update of a metric."""
+        """Runs an action in order with the rest, e.g. telling the observer."""
         self._queue.put(action)
 
     def close(self) -> None:
@@ -80,6 +84,12 @@ class Delivery:
             self._forget(key)
         text = " ".join(word.word for word in words)
         request.respond(Transcript(text, words, request.closes_utterance))
+        self._observer.answered(
+            audio_s=len(request.audio) / SAMPLE_RATE,
+            queued_s=request.taken - request.submitted,
+            total_s=time.monotonic() - request.submitted,
+            is_final=request.closes_utterance,
+        )
 
     def _run(self) -> None:
         while (action := self._queue.get()) is not None:

@@ -16,6 +16,7 @@ import torch
 from parakeet_engine.checkpoint import Checkpoint, Lookahead
 from parakeet_engine.delivery import Delivery
 from parakeet_engine.errors import AsrError, InvalidRequest, SequenceLost, Unavailable
+from parakeet_engine.observer import Observer
 from parakeet_engine.requests import SAMPLE_RATE, AudioRequest
 from parakeet_engine.runner import Chunk, StepRunner
 from parakeet_engine.stream import Stream
@@ -36,6 +37,7 @@ class EngineSettings:
         precision: `float32` or `bfloat16`.
         max_streams: Streams that can be live at once.
         max_batch: Chunks per step.
+        cuda_graphs: Whether steps are captured as CUDA graphs (on CUDA).
         default_latency_ms: Latency of a stream that asks for none (or the nearest offered).
         language: Language of a checkpoint that is not prompt-conditioned.
         idle_s: A stream without requests for this long is dropped.
@@ -48,11 +50,19 @@ class EngineSettings:
     precision: str = "float32"
     max_streams: int = 64
     max_batch: int = 64
+    cuda_graphs: bool = True
     default_latency_ms: int = 160
     language: str = "en"
     idle_s: float = 60.0
     max_request_s: float = 600.0
     max_backlog_s: float = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Abandon:
+    """A stream whose caller is gone."""
+
+    stream: Hashable
 
 
 class Engine:
@@ -64,12 +74,13 @@ class Engine:
 
     Args:
         settings: Limits and choices.
+        observer: Told what happens.
 
     Raises:
         CheckpointError: The checkpoint cannot be used.
     """
 
-    def __init__(self, settings: EngineSettings):
+    def __init__(self, settings: EngineSettings, observer: Observer | None = None):
         self.settings = settings
         device = settings.device
         if device == "auto":
@@ -77,16 +88,24 @@ class Engine:
         self.device = torch.device(device)
         self.checkpoint = Checkpoint.load(settings.checkpoint, self.device, settings.language)
         self.default_lookahead = self.checkpoint.default_lookahead(settings.default_latency_ms)
-        self.runner = StepRunner(self.checkpoint, settings.max_streams, getattr(torch, settings.precision), self.device)
+        self.runner = StepRunner(
+            self.checkpoint,
+            settings.max_streams,
+            getattr(torch, settings.precision),
+            self.device,
+            settings.max_batch,
+            settings.cuda_graphs,
+        )
         tokenizer = self.checkpoint.model.tokenizer
         pieces = tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size)))
-        self._delivery = Delivery(pieces, tokenizer.ids_to_text)
+        self._observer = observer or Observer()
+        self._delivery = Delivery(pieces, tokenizer.ids_to_text, self._observer)
         self._free = list(range(settings.max_streams - 1, -1, -1))
         self._streams: dict[Hashable, Stream] = {}
         self._waiting: deque[Stream] = deque()
         self._busy: dict[Hashable, Stream] = {}  # streams with pending requests and a slot, oldest first
-        self._inbox: queue.SimpleQueue[AudioRequest | None] = queue.SimpleQueue()
-        self._warm_up()
+        self._inbox: queue.SimpleQueue[AudioRequest | _Abandon | None] = queue.SimpleQueue()
+        self.runner.warm_up()
         self._thread = threading.Thread(target=self._run, name="parakeet-engine", daemon=True)
         self._thread.start()
 
@@ -104,6 +123,10 @@ class Engine:
         self._validate(request)
         request.submitted = time.monotonic()
         self._inbox.put(request)
+
+    def abandon(self, stream: Hashable) -> None:
+        """Drops a stream whose caller went away, at once; an unknown one is no error."""
+        self._inbox.put(_Abandon(stream))
 
     def close(self) -> None:
         """Answers what is complete, fails the rest, and stops the threads."""
@@ -131,13 +154,6 @@ class Engine:
             offered = ", ".join(self.checkpoint.languages)
             raise InvalidRequest(f"language {request.language!r} is not offered; this checkpoint has {offered}")
 
-    def _warm_up(self) -> None:
-        """Runs every mode once, so that the first caller does not pay for lazy initialisation."""
-        for lookahead in self.checkpoint.lookaheads.values():
-            frames = self.runner.new_frames(lookahead)
-            audio = np.zeros(self.runner.features.window_samples(frames), np.int16)
-            self.runner.step(lookahead, [Chunk(self.runner.slots.scratch, audio, 0, lookahead.frames)])
-
     # Everything below runs on the engine thread.
 
     def _run(self) -> None:
@@ -159,7 +175,11 @@ class Engine:
             while True:
                 if item is None:
                     return False
-                self._admit(item)
+                if isinstance(item, AudioRequest):
+                    self._admit(item)
+                elif (stream := self._streams.get(item.stream)) is not None:
+                    self._delivery.run(self._observer.evicted)
+                    self._drop(stream, SequenceLost(f"sequence {stream.key} was abandoned by its caller"))
                 item = self._inbox.get_nowait()
         except queue.Empty:
             return True
@@ -175,7 +195,8 @@ class Engine:
             if (old := self._streams.get(key)) is not None:
                 self._drop(old, SequenceLost(f"sequence {key} was begun again before this request was answered"))
             if request.end and not len(request.audio):  # an empty utterance needs no slot
-                self._delivery.answer(key, request, 0.0)
+                request.taken = request.submitted
+                self._delivery.answer(key, request)
                 return
             lookahead = self.default_lookahead
             if request.latency_ms is not None:
@@ -184,6 +205,7 @@ class Engine:
             stream = self._streams[key] = Stream(key, lookahead, self.runner, prompt)
             if self._free:
                 stream.slot = self._free.pop()
+                self._tell_active()
             else:
                 stream.deadline = request.submitted + request.timeout_s
                 self._waiting.append(stream)
@@ -195,6 +217,7 @@ class Engine:
         stream.last_request = request.submitted
         if stream.queued_samples + len(request.audio) > self.settings.max_backlog_s * SAMPLE_RATE:
             behind = stream.queued_samples / SAMPLE_RATE
+            self._delivery.run(self._observer.refused)
             self._delivery.fail(request, Unavailable(f"sequence {key} is {behind:.0f} s of audio behind; send slower"))
             return
         stream.pending.append(request)
@@ -206,6 +229,7 @@ class Engine:
         """Fails starts that waited too long, and drops streams that went silent: Triton never tells of those."""
         now = time.monotonic()
         for stream in [s for s in self._waiting if s.deadline <= now]:
+            self._delivery.run(self._observer.refused)
             self._drop(
                 stream, Unavailable(f"all {self.settings.max_streams} streams are in use; try again when one has ended")
             )
@@ -213,7 +237,8 @@ class Engine:
             s for s in self._streams.values() if not s.pending and now - s.last_request > self.settings.idle_s
         ]:
             _log.info("sequence %s was silent for %.0f s and is dropped", stream.key, self.settings.idle_s)
-            self._drop(stream, SequenceLost("dropped"))
+            self._delivery.run(self._observer.evicted)
+            self._drop(stream, SequenceLost(f"sequence {stream.key} was silent for too long"))
 
     def _collect(self) -> dict[Lookahead, list[tuple[Stream, Chunk]]]:
         """Answers every request that is done and returns the next chunk of each stream that has one, by mode."""
@@ -237,7 +262,12 @@ class Engine:
         self._busy.pop(stream.key, None)
         return None
 
+    def _tell_active(self) -> None:
+        active = self.active_streams
+        self._delivery.run(lambda: self._observer.active_streams(active))
+
     def _step(self, lookahead: Lookahead, batch: list[tuple[Stream, Chunk]]) -> None:
+        began = time.monotonic()
         try:
             emitted = self.runner.step(lookahead, [chunk for _, chunk in batch])
         except Exception as error:
@@ -247,6 +277,8 @@ class Engine:
             return
         for (stream, _), tokens in zip(batch, emitted, strict=True):
             self._delivery.tokens(stream.key, tokens)
+        seconds = time.monotonic() - began
+        self._delivery.run(lambda: self._observer.stepped(len(batch), seconds))
 
     def _drop(self, stream: Stream, reason: AsrError) -> None:
         """Forgets a stream: fails what it still waits for, and gives its slot to the first that waits for one."""
@@ -268,3 +300,4 @@ class Engine:
             self._busy[successor.key] = successor
         else:
             self._free.append(slot)
+            self._tell_active()

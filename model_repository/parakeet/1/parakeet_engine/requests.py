@@ -60,6 +60,8 @@ class AudioRequest:
         latency_ms: Lookahead of the stream; only on `start`; None takes the default.
         language: Language of the stream; only on `start`; None takes the default.
         timeout_s: How long `start` may wait for a free slot, seconds.
+        submitted: Set by the engine: when it came, on its clock.
+        taken: Set by the engine: when its audio was first looked at.
     """
 
     stream: Hashable
@@ -72,6 +74,7 @@ class AudioRequest:
     language: str | None = None
     timeout_s: float = 0.0
     submitted: float = field(default=0.0, compare=False)
+    taken: float = field(default=0.0, compare=False)
 
     @property
     def closes_utterance(self) -> bool:

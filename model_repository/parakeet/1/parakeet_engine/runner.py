@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,9 @@ import numpy.typing as npt
 import torch
 
 from parakeet_engine.checkpoint import SUBSAMPLING, Checkpoint, Lookahead
-from parakeet_engine.decoder import DecoderState, GreedyDecoder
-from parakeet_engine.features import LogMel
-from parakeet_engine.slots import Slots
-from parakeet_engine.subsampling import HISTORY_FRAMES, WindowedSubsampling
+from parakeet_engine.network import Inputs, Network, Work
+
+_log = logging.getLogger(__name__)
 
 OPEN = 1 << 40
 """Stands for the length of a stream that is still open, in samples or frames."""
@@ -58,46 +58,39 @@ class ChunkTokens:
     probabilities: list[float]
 
 
-@dataclass
-class _Inputs:
-    """A batch on the device. Every field has the batch as its first dimension."""
-
-    audio: torch.Tensor
-    slot: torch.Tensor
-    first_output: torch.Tensor
-    outputs: torch.Tensor
-    num_samples: torch.Tensor
-    num_frames: torch.Tensor
-    prompt: torch.Tensor
-
-
 class StepRunner:
     """Runs steps of one checkpoint over a pool of slots. Not thread safe: one thread owns it.
+
+    On CUDA each lookahead and batch-size bucket is a pair of CUDA graphs, captured by `warm_up`: one for features,
+    encoder and the usual number of decoding iterations, one for more of those, replayed while some row has frames left.
+    The only host synchronisation is the one that reads the tokens. On the CPU the same code runs eagerly, at the exact
+    batch size.
 
     Args:
         checkpoint: The model.
         slots: Streams that can be live at once.
         dtype: Of encoder, predictor and joint (features stay float32).
         device: Where it runs.
+        max_batch: Largest batch.
+        cuda_graphs: Whether to capture graphs on CUDA.
     """
 
-    def __init__(self, checkpoint: Checkpoint, slots: int, dtype: torch.dtype, device: torch.device):
-        self.checkpoint = checkpoint
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_batch: int = 64,
+        cuda_graphs: bool = True,
+    ):
         self.device = device
-        self.dtype = dtype
-        model = checkpoint.model
-        self._model = model
-        for part in (model.encoder, model.decoder, model.joint):
-            part.to(dtype)
-        self._prompt_kernel: Any = model.prompt_kernel.to(dtype) if checkpoint.prompts else None
-        left = next(iter(checkpoint.lookaheads.values())).left
-        self.features = LogMel(model.preprocessor.featurizer)
-        self._subsampling = WindowedSubsampling(model.encoder.pre_encode)
-        self._decoder = GreedyDecoder(model)
-        self.slots = Slots(model, slots, left, self.features.mels, dtype, device)
-        streaming = model.encoder.streaming_cfg
-        streaming.last_channel_cache_size = left
-        streaming.cache_drop_size = 0
+        self.max_batch = max_batch
+        self.network = Network(checkpoint, slots, dtype, device)
+        self.features = self.network.features
+        self.lookaheads = tuple(checkpoint.lookaheads.values())
+        self._capture = cuda_graphs and device.type == "cuda"
+        self._graphs: dict[tuple[Lookahead, int], _GraphedStep] = {}
 
     def new_frames(self, lookahead: Lookahead) -> int:
         """Returns how many mel frames a chunk adds."""
@@ -111,100 +104,120 @@ class StepRunner:
         """
         return SUBSAMPLING * (first_output - 1) + 1
 
+    @property
+    def bucket_sizes(self) -> list[int]:
+        """Batch sizes that graphs are captured for: powers of two up to the largest batch."""
+        sizes = [1]
+        while sizes[-1] < self.max_batch:
+            sizes.append(min(2 * sizes[-1], self.max_batch))
+        return sizes
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Runs every mode once, and captures the graphs, so that the first caller waits for nothing."""
+        for lookahead in self.lookaheads:
+            self.step(lookahead, [self._padding(lookahead)])
+            if not self._capture:
+                continue
+            for size in reversed(self.bucket_sizes):  # the largest first: the others reuse its memory pool
+                inputs = self._upload([self._padding(lookahead)] * size)
+                try:
+                    self._graphs[lookahead, size] = _GraphedStep(self.network, lookahead, inputs)
+                except RuntimeError:
+                    _log.exception("CUDA graphs could not be captured; steps run eagerly, at a higher latency")
+                    self._capture = False
+                    self._graphs.clear()
+                    return
+
     @torch.inference_mode()
     def step(self, lookahead: Lookahead, chunks: Sequence[Chunk]) -> list[ChunkTokens]:
         """Recognises one chunk of each of several streams and keeps their states.
 
         Args:
             lookahead: The mode that all of them have.
-            chunks: At most one per slot.
+            chunks: At most one per slot, at most `max_batch`.
 
         Returns:
             The tokens of each chunk, in order.
         """
-        inputs = self._prepare(chunks)
-        encoded = self._encode(lookahead, inputs)
-        tokens, frames, probabilities, count = self._decode(lookahead, inputs, encoded)
-        results = []
-        for row, chunk in enumerate(chunks):
-            n = int(count[row])
-            results.append(
-                ChunkTokens(
-                    tokens=tokens[row, :n].tolist(),
-                    frames=(frames[row, :n] + chunk.first_output).tolist(),
-                    probabilities=probabilities[row, :n].tolist(),
-                )
-            )
-        return results
+        graphed = self._graphs.get((lookahead, self._bucket(len(chunks))))
+        if graphed is not None:
+            padding = [self._padding(lookahead)] * (graphed.size - len(chunks))
+            packed = graphed.run(self._upload([*chunks, *padding]))
+        else:
+            packed = self._run_eagerly(lookahead, self._upload(chunks))
+        return [self._unpack(row, chunk) for row, chunk in zip(packed, chunks, strict=False)]
 
-    def _prepare(self, chunks: Sequence[Chunk]) -> _Inputs:
+    def _bucket(self, batch: int) -> int:
+        return next((size for size in self.bucket_sizes if size >= batch), batch)
+
+    def _padding(self, lookahead: Lookahead) -> Chunk:
+        """A chunk of silence in the scratch slot."""
+        audio = np.zeros(self.features.window_samples(self.new_frames(lookahead)), np.int16)
+        return Chunk(self.network.slots.scratch, audio, 0, lookahead.frames)
+
+    def _upload(self, chunks: Sequence[Chunk]) -> Inputs:
         """Puts a batch on the device."""
         numbers = np.array(
             [(c.slot, c.first_output, c.outputs, c.num_samples, c.num_frames, c.prompt) for c in chunks], dtype=np.int64
         )
         columns = torch.from_numpy(np.ascontiguousarray(numbers.T)).to(self.device, non_blocking=True)
         audio = torch.from_numpy(np.stack([c.audio for c in chunks])).to(self.device, non_blocking=True)
-        return _Inputs(audio, *columns.unbind(0))
+        return Inputs(audio, *columns.unbind(0))
 
-    def _encode(self, lookahead: Lookahead, inputs: _Inputs) -> torch.Tensor:
-        """Features, subsampling and conformer layers; returns (batch, frames, joint width) for the joint."""
-        slots, slot = self.slots, inputs.slot
-        fresh = inputs.first_output == 0
-        first_new = SUBSAMPLING * (inputs.first_output - 1) + 1
-        new = self.features(inputs.audio, first_new, inputs.num_samples, inputs.num_frames)
-        window = torch.cat([slots.mel[slot], new], dim=1)
-        slots.mel[slot] = window[:, -HISTORY_FRAMES:]
-        x = self._subsampling(window.to(self.dtype), inputs.first_output, inputs.num_frames)
+    def _run_eagerly(self, lookahead: Lookahead, inputs: Inputs) -> npt.NDArray[np.int32]:
+        work = self.network.begin(lookahead, inputs)
+        while True:
+            packed = work.packed().cpu().numpy()
+            if not Work.unfinished(packed).any():
+                return packed
+            self.network.proceed(lookahead, inputs, work)
 
-        encoder = self._model.encoder
-        encoder.att_context_size = [lookahead.left, lookahead.right]
-        channel_length = torch.where(fresh, 0, slots.channel_length[slot])
-        keep = (~fresh).to(self.dtype)
-        encoded, _, channel, time, channel_length = encoder.forward_internal(
-            x,
-            inputs.outputs,
-            cache_last_channel=slots.channel[:, slot],
-            cache_last_time=slots.time[:, slot] * keep[None, :, None, None],
-            cache_last_channel_len=channel_length,
-            bypass_pre_encode=True,
-        )
-        slots.channel[:, slot] = channel[:, :, -lookahead.left :]
-        slots.time[:, slot] = time
-        slots.channel_length[slot] = channel_length
-        encoded = encoded.transpose(1, 2)  # (batch, frames, width)
-        if self._prompt_kernel is not None:
-            prompt = torch.nn.functional.one_hot(inputs.prompt, self._model.num_prompts).to(encoded.dtype)
-            prompt = prompt[:, None].expand(-1, encoded.shape[1], -1)
-            encoded = self._prompt_kernel(torch.cat([encoded, prompt], dim=-1))
-        return self._decoder.project(encoded)
+    @staticmethod
+    def _unpack(row: npt.NDArray[np.int32], chunk: Chunk) -> ChunkTokens:
+        tokens, frames, probabilities = Work.unpack(row)
+        return ChunkTokens(tokens.tolist(), (frames + chunk.first_output).tolist(), probabilities.tolist())
 
-    def _decode(
-        self, lookahead: Lookahead, inputs: _Inputs, encoded: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Greedy search; returns tokens, frames, probabilities and their count, on the CPU."""
-        slots, slot, start = self.slots, inputs.slot, self._decoder.start
-        fresh = inputs.first_output == 0
-        state = DecoderState(
-            hidden=torch.where(fresh[None, :, None], start.hidden, slots.hidden[:, slot]),
-            cell=torch.where(fresh[None, :, None], start.cell, slots.cell[:, slot]),
-            prediction=torch.where(fresh[:, None], start.prediction, slots.prediction[slot]),
-        )
-        hypotheses, frame, symbols = self._decoder.begin(len(slot), lookahead.frames, self.device)
-        on_host = self.device.type == "cpu"
-        unfinished = True
-        while unfinished:
-            # On a GPU reading `unfinished` waits for the device: do a step's usual number of iterations before asking.
-            for _ in range(1 if on_host else lookahead.frames + 2):
-                self._decoder.iterate(
-                    encoded, inputs.outputs, state, hypotheses, frame, symbols, predict_always=not on_host
-                )
-            unfinished = bool(hypotheses.unfinished.any())
-        slots.hidden[:, slot] = state.hidden
-        slots.cell[:, slot] = state.cell
-        slots.prediction[slot] = state.prediction
-        return (
-            hypotheses.tokens.cpu(),
-            hypotheses.frames.cpu(),
-            hypotheses.probabilities.cpu(),
-            hypotheses.count.cpu(),
-        )
+
+class _GraphedStep:
+    """The CUDA graphs of one lookahead and batch size, with the buffers they read and write.
+
+    Args:
+        network: The network.
+        lookahead: The mode.
+        inputs: A batch of the size, of scratch rows.
+    """
+
+    _pool: Any = None
+    """Memory pool that all graphs share: they never run at the same time."""
+
+    def __init__(self, network: Network, lookahead: Lookahead, inputs: Inputs):
+        self.size = len(inputs.slot)
+        self._inputs = inputs
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries allocate their workspaces outside the capture
+            for _ in range(3):
+                network.proceed(lookahead, inputs, network.begin(lookahead, inputs))
+        torch.cuda.current_stream().wait_stream(side)
+        self._begin, self._proceed = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._begin, pool=_GraphedStep._pool):
+            work = network.begin(lookahead, inputs)
+            self._packed = work.packed()
+        _GraphedStep._pool = self._begin.pool()
+        with torch.cuda.graph(self._proceed, pool=_GraphedStep._pool):
+            network.proceed(lookahead, inputs, work)
+            self._packed.copy_(work.packed())
+        self._host = torch.empty(self._packed.shape, dtype=self._packed.dtype, pin_memory=True)
+
+    def run(self, inputs: Inputs) -> npt.NDArray[np.int32]:
+        """Runs a batch; returns the packed result."""
+        self._inputs.copy_(inputs)
+        self._begin.replay()
+        while True:
+            self._host.copy_(self._packed, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+            packed = self._host.numpy()
+            if not Work.unfinished(packed).any():
+                return packed
+            self._proceed.replay()

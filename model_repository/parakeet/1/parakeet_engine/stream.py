@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Hashable
 
@@ -63,6 +64,7 @@ class Stream:
         request = self.pending[0]
         if not self._head_taken:
             self._head_taken = True
+            request.taken = time.monotonic()
             if len(request.audio):
                 self._audio = np.concatenate([self._audio, request.audio]) if len(self._audio) else request.audio
                 self._samples += len(request.audio)
