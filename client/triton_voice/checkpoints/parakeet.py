@@ -166,26 +166,36 @@ def _calibrate(model: Any, scale: float, blank_rate: float) -> None:
         output.bias[blank] = torch.quantile(best, blank_rate)
 
 
-def make(out: Path, size: Size = "tiny", seed: int = 0) -> Path:
+def make(out: Path, size: Size = "tiny", seed: int = 0, languages: tuple[str, ...] = ()) -> Path:
     """Makes the checkpoint.
 
     Args:
         out: Folder for `parakeet.nemo`.
         size: `tiny` (0.5 M parameters, 2 MB) or `full` (618 M parameters, 2.5 GB).
         seed: Seed of the weights.
+        languages: Makes a prompt-conditioned model, as Nemotron 3.5's, that is told one of these per stream.
 
     Returns:
         Path of the checkpoint.
     """
     import torch
     from nemo.collections.asr.models import EncDecRNNTBPEModel
+    from nemo.collections.asr.models.rnnt_bpe_models_prompt import EncDecRNNTBPEModelWithPrompt
     from omegaconf import OmegaConf
 
     shape = SHAPES[size]
     with tempfile.TemporaryDirectory() as folder:
         _train_tokenizer(Path(folder), shape.vocabulary)
         torch.manual_seed(seed)
-        model = EncDecRNNTBPEModel(cfg=OmegaConf.create(config(Path(folder), shape))).eval()
+        settings = config(Path(folder), shape)
+        if languages:
+            settings["model_defaults"] |= {
+                "initialize_prompt_feature": True,
+                "num_prompts": len(languages),
+                "prompt_dictionary": {name: index for index, name in enumerate(languages)},
+            }
+        kind = EncDecRNNTBPEModelWithPrompt if languages else EncDecRNNTBPEModel
+        model = kind(cfg=OmegaConf.create(settings)).eval()
         model.preprocessor.featurizer.dither = 0.0
         _calibrate(model, LOGIT_SCALE, BLANK_RATE)
         path = out / "parakeet.nemo"

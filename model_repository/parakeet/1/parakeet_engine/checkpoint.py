@@ -44,6 +44,7 @@ class Checkpoint:
         model: NeMo's `EncDecRNNTBPEModel` or a subclass, in eval mode, without dither.
         lookaheads: Modes by `latency_ms`.
         languages: Language names that a stream may ask for.
+        default_language: The one of a stream that asks for none.
         prompts: Index of each language's prompt for prompt-conditioned models (Nemotron 3.5), else empty.
         source: Path or hub name it came from.
     """
@@ -51,6 +52,7 @@ class Checkpoint:
     model: Any
     lookaheads: dict[int, Lookahead]
     languages: tuple[str, ...]
+    default_language: str
     prompts: dict[str, int]
     source: str
 
@@ -65,7 +67,7 @@ class Checkpoint:
         Args:
             source: Path of a `.nemo` file, or a hub name such as `nvidia/nemotron-speech-streaming-en-0.6b`.
             device: Where the weights go.
-            language: The language of a checkpoint that is not prompt-conditioned.
+            language: The default language, and the only one of a checkpoint that is not prompt-conditioned.
 
         Raises:
             CheckpointError: It is not there, not a NeMo model, or one that cannot be streamed exactly.
@@ -84,7 +86,9 @@ class Checkpoint:
         prompts: dict[str, int] = {}
         if getattr(model, "concat", False):
             prompts = {str(k): int(v) for k, v in model.cfg.model_defaults.prompt_dictionary.items()}
-        return cls(model, dict(sorted(lookaheads.items())), tuple(prompts) or (language,), prompts, source)
+        languages = tuple(prompts) or (language,)
+        default = next((name for name in (language, "auto") if name in languages), languages[0])
+        return cls(model, dict(sorted(lookaheads.items())), languages, default, prompts, source)
 
 
 def _restore(source: str, device: torch.device) -> Any:

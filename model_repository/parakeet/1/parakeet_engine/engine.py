@@ -39,7 +39,7 @@ class EngineSettings:
         max_batch: Chunks per step.
         cuda_graphs: Whether steps are captured as CUDA graphs (on CUDA).
         default_latency_ms: Latency of a stream that asks for none (or the nearest offered).
-        language: Language of a checkpoint that is not prompt-conditioned.
+        language: Default language, and the only one of a checkpoint that is not prompt-conditioned.
         idle_s: A stream without requests for this long is dropped.
         max_request_s: Longest audio of one request, seconds.
         max_backlog_s: Most audio of one stream that may wait, seconds.
@@ -201,7 +201,7 @@ class Engine:
             lookahead = self.default_lookahead
             if request.latency_ms is not None:
                 lookahead = self.checkpoint.lookaheads[request.latency_ms]
-            prompt = self.checkpoint.prompts.get(request.language or self.checkpoint.languages[0], 0)
+            prompt = self.checkpoint.prompts.get(request.language or self.checkpoint.default_language, 0)
             stream = self._streams[key] = Stream(key, lookahead, self.runner, prompt)
             if self._free:
                 stream.slot = self._free.pop()

@@ -1,0 +1,174 @@
+"""What the recogniser's engine does beyond plain equality: languages, precision, long streams, fairness, CUDA."""
+
+from __future__ import annotations
+
+import queue
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from parakeet_engine import AudioRequest, Checkpoint, Engine, EngineSettings, Observer
+from parakeet_engine.runner import StepRunner
+from parakeet_engine.stream import Stream
+from support import SAMPLE_RATE, speechlike
+from triton_voice.checkpoints import parakeet as maker
+
+TIMEOUT_S = 60
+
+
+def ask(engine: Engine, key: str, audio: np.ndarray, **kwargs):
+    answer: queue.Queue = queue.Queue()
+    engine.submit(AudioRequest(key, audio, answer.put, **kwargs))
+    return answer
+
+
+class TestLanguages:
+    """A prompt-conditioned checkpoint (the class of Nemotron 3.5) is told each stream's language."""
+
+    @pytest.fixture(scope="class")
+    def engine(self, tmp_path_factory):
+        path = maker.make(tmp_path_factory.mktemp("prompted"), languages=("en", "de", "fr"))
+        engine = Engine(EngineSettings(checkpoint=str(path), device="cpu"))
+        yield engine
+        engine.close()
+
+    def offline(self, engine: Engine, audio: np.ndarray, language: str) -> str:
+        model = engine.checkpoint.model
+        model.encoder.att_context_size = [70, 1]
+        signal = torch.from_numpy(audio.astype(np.float32) / 32768)[None]
+        with torch.inference_mode():
+            encoded, length = model.forward(
+                input_signal=signal,
+                input_signal_length=torch.tensor([len(audio)]),
+                prompt_indices=torch.tensor([engine.checkpoint.prompts[language]]),
+            )
+            return model.decoding.rnnt_decoder_predictions_tensor(encoded, length, return_hypotheses=True)[0].text
+
+    def test_each_stream_gets_its_language(self, engine):
+        audio = speechlike(3, seed=11)
+        expected = {language: self.offline(engine, audio, language) for language in ("en", "de", "fr")}
+        assert len(set(expected.values())) == 3
+        answers = {name: ask(engine, name, audio, start=True, end=True, language=name) for name in expected}
+        assert {name: answer.get(timeout=TIMEOUT_S).text for name, answer in answers.items()} == expected
+        assert ask(engine, "default", audio, start=True, end=True).get(timeout=TIMEOUT_S).text == expected["en"]
+
+
+def test_bfloat16_hears_much_the_same(tiny):
+    """Encoder outputs agree to bfloat16's precision, and decoding runs (random weights' tokens would not say much)."""
+    outputs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        checkpoint = Checkpoint.load(str(tiny.parakeet), torch.device("cpu"))
+        runner = StepRunner(checkpoint, 1, dtype, torch.device("cpu"))
+        mode = checkpoint.lookaheads[560]
+        project, encoded = runner.network._decoder.project, []
+        runner.network._decoder.project = lambda x, project=project, to=encoded: to.append(x.float()) or project(x)
+        stream = Stream("a", mode, runner)
+        stream.slot = 0
+        stream.pending.append(AudioRequest("a", speechlike(4, seed=12), lambda result: None))
+        stream.take_request()
+        while (chunk := stream.next_chunk()) is not None:
+            runner.step(mode, [chunk])
+        outputs.append(torch.cat(encoded, dim=1))
+    assert outputs[0].shape == outputs[1].shape == (1, 49, 64)
+    assert torch.nn.functional.cosine_similarity(*outputs, dim=-1).min() > 0.99
+
+
+class _Operations(TorchDispatchMode):
+    """Counts tensor operations with the shapes they work on."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts: Counter = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        shapes = tuple(tuple(a.shape) for a in args if isinstance(a, torch.Tensor))
+        self.counts[str(func), shapes] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_ten_minute_stream_costs_as_much_at_its_end_as_at_its_beginning(tiny):
+    """Same operations on the same shapes in minute 1 and minute 10, and no audio kept that no chunk needs."""
+    checkpoint = Checkpoint.load(str(tiny.parakeet), torch.device("cpu"))
+    runner = StepRunner(checkpoint, 1, torch.float32, torch.device("cpu"))
+    mode = checkpoint.lookaheads[160]
+    stream = Stream("long", mode, runner)
+    stream.slot = 0
+    piece = speechlike(10, seed=13)
+    by_tokens: dict[str, dict[int, Counter]] = {"early": {}, "late": {}}
+    steps = kept = 0
+    for _ in range(60):
+        stream.pending.append(AudioRequest("long", piece, lambda result: None))
+        stream.take_request()
+        while (chunk := stream.next_chunk()) is not None:
+            steps += 1
+            phase = "early" if 100 < steps <= 400 else "late" if steps > 3400 else None
+            if phase is None:
+                runner.step(mode, [chunk])
+                continue
+            with _Operations() as operations:
+                [emitted] = runner.step(mode, [chunk])
+            by_tokens[phase].setdefault(len(emitted.tokens), operations.counts)
+        stream.finish_request()
+        kept = max(kept, len(stream._audio))
+    assert steps == pytest.approx(600 / 0.16, abs=2)
+    common = by_tokens["early"].keys() & by_tokens["late"].keys()
+    assert common
+    for tokens in common:
+        assert by_tokens["early"][tokens] == by_tokens["late"][tokens]
+    assert kept <= runner.features.window_samples(runner.new_frames(mode)) + SAMPLE_RATE // 10
+
+
+def test_a_minute_at_once_does_not_starve_the_others(tiny):
+    """While a request of two minutes is worked off, a caller with short chunks is answered after a step or two each."""
+    steps: list[int] = []
+
+    class Counting(Observer):
+        def stepped(self, streams: int, seconds: float) -> None:
+            steps.append(streams)
+
+    engine = Engine(EngineSettings(checkpoint=str(tiny.parakeet), device="cpu"), Counting())
+    try:
+        bulk = ask(engine, "bulk", np.tile(speechlike(10, seed=14), 12), start=True, end=True)
+        waits = []
+        for i in range(20):
+            before = len(steps)
+            ask(engine, "live", speechlike(0.16, seed=i), start=i == 0).get(timeout=TIMEOUT_S)
+            waits.append(len(steps) - before)
+        assert bulk.empty()  # it takes 750 steps
+        assert max(waits) <= 5
+        assert bulk.get(timeout=TIMEOUT_S).is_final
+    finally:
+        engine.close()
+
+
+def test_an_abandoned_stream_gives_its_slot_back_at_once(tiny):
+    engine = Engine(EngineSettings(checkpoint=str(tiny.parakeet), device="cpu", max_streams=1))
+    try:
+        ask(engine, "gone", speechlike(0.3), start=True).get(timeout=TIMEOUT_S)
+        engine.abandon("gone")
+        engine.abandon("never was")
+        done = ask(engine, "next", speechlike(0.3), start=True, end=True, timeout_s=5).get(timeout=TIMEOUT_S)
+        assert done.is_final
+    finally:
+        engine.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graphs_give_what_eager_steps_give(tiny):
+    audios = [speechlike(2 + seed / 3, seed) for seed in range(9)]
+    texts = []
+    for graphs in (False, True):
+        settings = EngineSettings(checkpoint=str(tiny.parakeet), device="cuda", cuda_graphs=graphs, max_batch=4)
+        engine = Engine(settings)
+        assert bool(engine.runner._graphs) is graphs
+        answers = [
+            ask(engine, str(i), a, start=True, end=True, latency_ms=(80, 160, 560, 1120)[i % 4])
+            for i, a in enumerate(audios)
+        ]
+        texts.append([answer.get(timeout=TIMEOUT_S).text for answer in answers])
+        engine.close()
+    assert texts[0] == texts[1]
