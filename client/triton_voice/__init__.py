@@ -1,6 +1,6 @@
 """triton-voice: the SDK and command line of a local voice agent served by NVIDIA Triton."""
 
-from triton_voice.audio import in_chunks, read_audio
+from triton_voice.audio import in_chunks, microphone, read_audio, read_raw
 from triton_voice.client import DEFAULT_URL, TritonVoice, wait_until_ready
 from triton_voice.errors import (
     InvalidInput,
@@ -32,6 +32,8 @@ __all__ = [
     "Word",
     "__version__",
     "in_chunks",
+    "microphone",
     "read_audio",
+    "read_raw",
     "wait_until_ready",
 ]

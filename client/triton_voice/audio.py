@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,26 @@ def read_audio(path: str | Path, sample_rate: int = ASR_SAMPLE_RATE) -> Samples:
     return to_int16(mono)
 
 
+def read_raw(data: bytes, sample_rate: int, channels: int = 1) -> Samples:
+    """Reads headerless little-endian int16 samples, interleaved by channel.
+
+    Args:
+        data: The samples.
+        sample_rate: Their rate; they are resampled to 16 kHz.
+        channels: How many are interleaved; they are averaged.
+
+    Returns:
+        int16, shape (samples,).
+
+    Raises:
+        InvalidInput: The data is not a whole number of samples of every channel.
+    """
+    if len(data) % (2 * channels):
+        raise InvalidInput(f"{len(data)} bytes are not a whole number of int16 samples of {channels} channels")
+    mono = np.frombuffer(data, "<i2").reshape(-1, channels).astype(np.float32).mean(axis=1) / 32768.0
+    return to_int16(soxr.resample(mono, sample_rate, ASR_SAMPLE_RATE) if sample_rate != ASR_SAMPLE_RATE else mono)
+
+
 def to_int16(audio: npt.NDArray[np.float32]) -> Samples:
     """Converts floats of -1 to 1 to int16, clipping what is louder."""
     return np.round(np.clip(audio * 32768.0, -32768, 32767)).astype(np.int16)
@@ -64,6 +84,39 @@ async def in_chunks(audio: Samples, chunk_s: float, realtime: bool = False) -> A
             due = start + (position + len(piece)) / ASR_SAMPLE_RATE
             await asyncio.sleep(max(0.0, due - time.monotonic()))
         yield piece
+
+
+async def microphone(chunk_s: float) -> AsyncGenerator[Samples, None]:
+    """Yields what the default microphone hears, 16 kHz mono, until the iteration is left.
+
+    Args:
+        chunk_s: Length of a piece, seconds.
+
+    Raises:
+        InvalidInput: There is no microphone, or the `microphone` extra or libportaudio is not installed.
+    """
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:
+        raise InvalidInput(
+            "the microphone needs `pip install triton-voice[microphone]` and the system's libportaudio2 "
+            f"(apt-get install libportaudio2): {error}"
+        ) from error
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[Samples] = asyncio.Queue()
+
+    def heard(data: npt.NDArray[np.int16], frames: int, timing: object, status: object) -> None:
+        loop.call_soon_threadsafe(pieces.put_nowait, data[:, 0].copy())
+
+    try:
+        stream = sounddevice.InputStream(
+            ASR_SAMPLE_RATE, round(chunk_s * ASR_SAMPLE_RATE), channels=1, dtype="int16", callback=heard
+        )
+    except sounddevice.PortAudioError as error:
+        raise InvalidInput(f"no microphone can be used: {error}") from error
+    with stream:
+        while True:
+            yield await pieces.get()
 
 
 async def resampled(audio: AsyncIterable[Samples | bytes], sample_rate: int) -> AsyncIterator[Samples]:

@@ -75,9 +75,16 @@ class RecognitionStream:
         """
         return await self._request(audio, {"finalize": True} if finalize else {}, end=False)
 
-    async def end(self) -> Transcript:
-        """Closes the utterance and the stream; returns the final transcript. Raises as `send`."""
-        transcript = await self._request(_NO_AUDIO, {}, end=True)
+    async def end(self, audio: Samples = _NO_AUDIO) -> Transcript:
+        """Closes the utterance and the stream.
+
+        Args:
+            audio: The last piece, if there is one: sent together with the end it saves a round trip.
+
+        Returns:
+            The final transcript. Raises as `send`.
+        """
+        transcript = await self._request(audio, {}, end=True)
         self._ended = True
         return transcript
 

@@ -43,7 +43,7 @@ class RunningServer:
 @pytest.fixture(scope="session")
 def server(tiny: checkpoints.Checkpoints) -> Iterator[RunningServer]:
     """The server, started on first use and stopped at the end of the session."""
-    settings = ServerSettings(grpc_port=0, http_port=0, metrics_port=0, device="cpu")
+    settings = ServerSettings(grpc_port=0, http_port=0, metrics_port=0, device="cpu")  # TRITON_VOICE_ONLY narrows it
     with TritonServer(settings, tiny.weights()) as running:
         yield RunningServer(running.grpc_url, running.metrics_url, running)
 

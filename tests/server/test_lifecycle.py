@@ -92,6 +92,17 @@ def test_a_bad_checkpoint_is_named_and_nothing_is_left(tiny, tmp_path):
     assert not processes_with(mark)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--only", "parakeat"], ["--only", "parakeet"]), (["--grpc-port", "99999"], ["--grpc-port"])],
+)
+def test_wrong_options_are_named(tiny, options, words):
+    done = run("serve", *options)
+    assert done.returncode == 1
+    assert all(word in done.stderr for word in words)
+    assert "Traceback" not in done.stderr
+
+
 def test_a_models_folder_that_lacks_something_is_told(tmp_path):
     done = run("serve", "--models", str(tmp_path))
     assert done.returncode == 1
@@ -133,6 +144,14 @@ def test_transcribe_and_speak_through_a_running_server(server, tmp_path):
     heard = run("transcribe", str(wav), "--server", server.grpc)
     assert heard.returncode == 0, heard.stderr
     assert heard.stdout.strip()
+    raw = tmp_path / "speech.raw"
+    raw.write_bytes(soundfile.read(wav, dtype="int16")[0].repeat(2).tobytes())  # two channels, both the same
+    as_raw = run("transcribe", str(raw), "--raw", "22050:2", "--server", server.grpc)
+    assert as_raw.stdout == heard.stdout, as_raw.stderr
+    twice = run("transcribe", str(wav), str(wav), "--json", "--server", server.grpc)
+    records = [json.loads(line) for line in twice.stdout.splitlines()]
+    assert [record["text"] for record in records] == [heard.stdout.strip()] * 2
+    assert records[0]["words"][0].keys() == {"word", "start", "end", "confidence"}
 
 
 @pytest.mark.parametrize("name", ["missing.wav", "text.wav"])

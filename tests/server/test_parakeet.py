@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -176,6 +178,70 @@ async def test_a_stream_over_grpc_streaming_works_too(server):
         ]
     assert finals == [False] * (len(finals) - 1) + [True]
     assert len(finals) == -(-len(audio) // CHUNK)
+
+
+async def test_a_caller_that_vanishes_gives_its_slot_back(voice, server):
+    """The client is killed, not closed: only the cancelled request tells of it."""
+    code = f"""
+import asyncio, os, numpy as np
+from triton_voice import TritonVoice
+async def main():
+    async with TritonVoice({server.grpc!r}) as voice:
+        stream = voice.open_stream()
+        await stream.send(np.zeros(1600, np.int16))
+        asyncio.get_running_loop().call_later(0.3, os._exit, 0)
+        await stream.send(np.zeros(16000 * 590, np.int16))
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    await process.wait()
+    for _ in range(600):
+        if server.metric("parakeet_evictions_total") >= 1 and server.metric("parakeet_active_streams") == 0:
+            break
+        await asyncio.sleep(0.1)
+    assert server.metric("parakeet_active_streams") == 0
+    assert server.metric("parakeet_evictions_total") >= 1
+
+
+async def test_metrics_tell_of_the_work(voice, server):
+    before = {
+        name: server.metric(name)
+        for name in (
+            "parakeet_audio_seconds_total",
+            "parakeet_step_seconds_count",
+            "parakeet_finalization_seconds_count",
+        )
+    }
+    await asyncio.gather(*(transcribe(voice, speechlike(2, seed=i)) for i in range(4)))
+    await asyncio.sleep(1.2)
+    assert server.metric("parakeet_audio_seconds_total") - before["parakeet_audio_seconds_total"] == pytest.approx(8)
+    assert server.metric("parakeet_step_seconds_count") - before["parakeet_step_seconds_count"] >= 13
+    assert server.metric("parakeet_step_seconds_bucket", le="+Inf") == server.metric("parakeet_step_seconds_count")
+    finals = server.metric("parakeet_finalization_seconds_count") - before["parakeet_finalization_seconds_count"]
+    assert finals == 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_garbage_is_answered_and_harms_nobody(voice, seed):
+    """Noise, clipping, constant and one-sample pieces, huge and empty requests, in any order and under any flags."""
+    rng = np.random.RandomState(seed)
+    audio = speechlike(1.5, seed=20)
+    expected = (await transcribe(voice, audio))[-1].text
+
+    async def garbage(i: int) -> None:
+        sounds = [
+            rng.randint(-32768, 32767, rng.randint(0, 40000)).astype(np.int16),
+            np.full(rng.randint(0, 5000), 32767, np.int16),
+            np.zeros(rng.randint(0, 3), np.int16),
+        ]
+        for _ in range(6):
+            flags = {"start": bool(rng.randint(2)), "end": bool(rng.randint(2)), "finalize": bool(rng.randint(2))}
+            with contextlib.suppress(InferenceServerException):
+                await voice.client.infer(**request(sounds[rng.randint(3)], f"garbage-{seed}-{i}", **flags))
+        await voice.client.infer(**request(np.zeros(0, np.int16), f"garbage-{seed}-{i}", start=True, end=True))
+
+    answers, *_ = await asyncio.gather(transcribe(voice, audio, 700), *(garbage(i) for i in range(8)))
+    assert answers[-1].text == expected
 
 
 async def test_a_server_that_is_not_there(unused_tcp_port):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typer
+from pydantic import ValidationError
 
 from triton_voice.cli import checkpoints, demo, doctor, serve, speak, transcribe
 from triton_voice.cli.console import fail
@@ -30,5 +31,7 @@ def main() -> None:
         app()
     except ServerError as error:
         fail(str(error), f"Log: {error.log_file}" if error.log_file else None)
+    except ValidationError as error:
+        fail(*(f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" for e in error.errors()))
     except (TritonVoiceError, FileNotFoundError) as error:
         fail(f"{type(error).__name__}: {error}")

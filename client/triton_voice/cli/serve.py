@@ -44,12 +44,8 @@ def serve(
         "metrics_port": metrics_port,
         "log_file": log_file,
         "verbose": verbose or None,
+        "only": only,
     }
-    if only:
-        names = tuple(name.strip() for name in only.split(","))
-        if unknown := [name for name in names if name not in MODELS]:
-            fail(f"--only {', '.join(unknown)}: there are {', '.join(MODELS)}")
-        chosen["models"] = names
     settings = ServerSettings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
     server = TritonServer(settings, weight_options.resolve(models, hub, parakeet, magpie, codec, llm))
     try:

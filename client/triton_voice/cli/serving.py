@@ -49,7 +49,7 @@ def running(server: TritonServer) -> Iterator[TritonServer]:
                 server.start()
                 progress.update(starting, completed=1, description="tritonserver runs")
                 tasks: dict[str, TaskID] = {
-                    model: progress.add_task(f"{model:9} loads", total=1) for model in server.settings.models
+                    model: progress.add_task(f"{model:9} loads", total=1) for model in server.settings.only
                 }
 
                 def on_event(event: LoadEvent) -> None:

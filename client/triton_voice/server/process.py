@@ -195,7 +195,7 @@ class TritonServer:
         Raises:
             ServerError: A model failed to load; the others are still tried, and the message has every reason.
         """
-        wanted = list(self.settings.models)
+        wanted = list(self.settings.only)
         waves = [[m for m in wanted if m == "nemotron"], [m for m in wanted if m != "nemotron"]]
         if not self._uses_cuda():
             waves = [wanted]

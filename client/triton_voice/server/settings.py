@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MODELS = ("nemotron", "parakeet", "magpie")
 """The three models in loading order: on unified memory vLLM must measure the free memory alone, so it goes first."""
@@ -49,7 +49,7 @@ class ServerSettings(BaseSettings):
         http_port: KServe HTTP.
         metrics_port: Prometheus.
         device: Where the models run; `auto` takes CUDA when there is one.
-        models: Which models to load.
+        only: Which models to load; as a string, comma separated.
         model_repository: The repository; None is the project's own.
         log_file: Triton's and the models' log; None is a file in the cache folder.
         load_timeout_s: How long one model may take to load, seconds.
@@ -64,9 +64,17 @@ class ServerSettings(BaseSettings):
     http_port: int = Field(default=8000, ge=0, le=65535)
     metrics_port: int = Field(default=8002, ge=0, le=65535)
     device: Device = "auto"
-    models: tuple[str, ...] = MODELS
+    only: Annotated[tuple[str, ...], NoDecode] = MODELS
     model_repository: Path | None = None
     log_file: Path | None = None
     load_timeout_s: float = 1800.0
     stop_timeout_s: float = 30.0
     verbose: bool = False
+
+    @field_validator("only", mode="before")
+    @classmethod
+    def _known_models(cls, value: object) -> object:
+        names = tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+        if isinstance(names, tuple) and (unknown := [str(name) for name in names if name not in MODELS]):
+            raise ValueError(f"{', '.join(unknown)}: there are {', '.join(MODELS)}")
+        return names
