@@ -73,8 +73,8 @@ class AlignmentTracker:
         """Follows the newest frame and makes the prior for the next.
 
         Args:
-            scores: Attention of the newest frame over the text, (n, text), for slots 0 to n-1; `text` may be anything from
-                the longest live text to `max_text`.
+            scores: Attention of the newest frame over the text, (n, text), for slots 0 to n-1; `text` may be anything
+                from the longest live text to `max_text`.
             steps: Steps taken before this one, (n,).
 
         Returns:
@@ -117,9 +117,7 @@ class AlignmentTracker:
         positions = self._positions[:width]
         first = (attended - 1).clamp_min(1)
         last = torch.minimum(attended + self._window, length - 1)
-        is_open = (positions == first[:, None]) | (
-            (positions >= attended[:, None]) & (positions <= last[:, None])
-        )
+        is_open = (positions == first[:, None]) | ((positions >= attended[:, None]) & (positions <= last[:, None]))
         is_open |= length[:, None] <= SHORT_TEXT
         worn = self.visits[:live, :width] >= CLOSED_VISITS
         last_worn = torch.where(worn, positions, -1).amax(dim=1)

@@ -1,7 +1,7 @@
 """Per-slot memory of the decoder: self-attention keys and values, and the projected text.
 
-Rows come in pairs: slot `s` owns rows `2s` (conditioned) and `2s + 1` (unconditioned, for classifier-free guidance). Live
-slots are always 0 to n-1, so that a step works on views of the first 2n rows without gathering.
+Rows come in pairs: slot `s` owns rows `2s` (conditioned) and `2s + 1` (unconditioned, for classifier-free guidance).
+Live slots are always 0 to n-1, so that a step works on views of the first 2n rows without gathering.
 """
 
 from __future__ import annotations

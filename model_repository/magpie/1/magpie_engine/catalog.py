@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Speakers of `nvidia/magpie_tts_multilingual_357m`, by the index of their baked embedding. The `.nemo` stores no names;
-#: the setting MAGPIE_VOICES replaces this list for other checkpoints.
+#: Speakers of `nvidia/magpie_tts_multilingual_357m`, by the index of their baked embedding. The `.nemo` stores no
+#: names; the setting MAGPIE_VOICES replaces this list for other checkpoints.
 PUBLIC_VOICES = ("John", "Sofia", "Aria", "Jason", "Leo")
 
 

@@ -43,6 +43,10 @@ def restore(settings: EngineSettings) -> MagpieTTSModel:
         except CheckpointError as error:
             # The codec is restored inside the model's constructor.
             raise CheckpointError(f"{error} (its codec is {codec.name!r}, which MAGPIE_CODEC replaces)") from error
+        if not isinstance(model, MagpieTTSModel):
+            raise CheckpointError(
+                f"MAGPIE_CHECKPOINT names {source.name!r}, which is a {type(model).__name__}, not Magpie"
+            )
     check_supported(model)
     return model.eval().to(device).requires_grad_(False)
 
@@ -149,8 +153,8 @@ def read_catalog(model: MagpieTTSModel, settings: EngineSettings) -> Catalog:
 def quiet_nemo() -> Iterator[None]:
     """Keeps NeMo and its libraries from writing to the server's log: what matters comes back as exceptions.
 
-    NeMo's own logger stays at ERROR afterwards, since its tokenizers warn about every unknown character. Process-wide, so
-    only for loading.
+    NeMo's own logger stays at ERROR afterwards, since its tokenizers warn about every unknown character. Process-wide,
+    so only for loading.
     """
     python_logging.getLogger("nv_one_logger").setLevel(python_logging.CRITICAL)
     with (

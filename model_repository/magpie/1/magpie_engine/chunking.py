@@ -6,7 +6,8 @@ from __future__ import annotations
 class ChunkSchedule:
     """Decides after each decoded frame whether a chunk is due.
 
-    Each chunk is twice as long as the one before, up to a limit. While one chunk plays, the next, twice as long, must be
+    Each chunk is twice as long as the one before, up to a limit. While one chunk plays, the next, twice as long, must
+    be
     decoded: that holds when decoding runs at least twice as fast as real time.
 
     Args:

@@ -1,8 +1,8 @@
 """Magpie's decoder, one step at a time for all live slots.
 
-Computes what `transformer_2501.Transformer.forward` computes with NeMo's own cache, but with a cache per slot, and without
-recomputing norms and feed-forward blocks of past positions, so the cost of a step does not grow with position except for
-attention itself.
+Computes what `transformer_2501.Transformer.forward` computes with NeMo's own cache, but with a cache per slot, and
+without recomputing norms and feed-forward blocks of past positions, so the cost of a step does not grow with position
+except for attention itself.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class IncrementalDecoder:
             x[:1] += self._read_text(index, slice(slot, slot + 1), tokens, x[:1], None)[0]
             x = x + feed_forward(layer, x)
 
-    def step(self, x: Tensor, longest: int, text_width: int, prior: Tensor, prior_active: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, x: Tensor, longest: int, text_width: int, prior: Tensor, prior_active: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Decodes one position for slots 0 to n-1.
 
         Args:

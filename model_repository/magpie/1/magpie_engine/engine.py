@@ -52,8 +52,8 @@ class EngineStats:
 class SpeechEngine:
     """Continuous batching of utterances.
 
-    `submit`, `cancel`, `stats`, `shut` and `wait_for_work` may be called from any thread; `step` and `close` only from the one that
-    made the engine, which thereby owns every NeMo object.
+    `submit`, `cancel`, `stats`, `shut` and `wait_for_work` may be called from any thread; `step` and `close` only from
+    the one that made the engine, which thereby owns every NeMo object.
 
     Args:
         model: The restored model, in evaluation mode.
@@ -79,8 +79,8 @@ class SpeechEngine:
 
         Args:
             request: What to say.
-            sink: Gets the audio chunks and then exactly one `Finished` or `Failed`; called on the engine's thread, or on the
-                caller's, before this returns, if there is nothing to say.
+            sink: Gets the audio chunks and then exactly one `Finished` or `Failed`; called on the engine's thread, or
+                on the caller's, before this returns, if there is nothing to say.
 
         Returns:
             The handle for `cancel`.
@@ -106,7 +106,7 @@ class SpeechEngine:
                 self._changed.notify()
                 return utterance
             self._finished += 1
-        sink(Finished(FinishReason.EMPTY))
+        utterance.end(Finished(FinishReason.EMPTY))
         return utterance
 
     def cancel(self, utterance: Utterance) -> None:
@@ -213,7 +213,7 @@ class SpeechEngine:
                 self._cancelled += 1
             else:
                 self._finished += 1
-        utterance.sink(Finished(reason))
+        utterance.end(Finished(reason))
 
     def _fail(self, utterance: Utterance, error: Exception) -> None:
         self._leave(utterance)
@@ -221,7 +221,7 @@ class SpeechEngine:
             self._failed += 1
         if not isinstance(error, MagpieError):
             error = MagpieError(f"speech failed: {type(error).__name__}: {error}")
-        utterance.sink(Failed(error))
+        utterance.end(Failed(error))
 
     def _leave(self, utterance: Utterance) -> None:
         if utterance.slot >= 0:

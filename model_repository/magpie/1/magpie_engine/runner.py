@@ -34,8 +34,8 @@ class StepResult:
 class ModelRunner:
     """Fixed slots and the network that fills them.
 
-    Live utterances always hold slots 0 to n-1: when one leaves, the last takes its place. So a step reads views of the first
-    n slots, and a graph per batch size is possible.
+    Live utterances always hold slots 0 to n-1: when one leaves, the last takes its place. So a step reads views of the
+    first n slots, and a graph per batch size is possible.
 
     Args:
         model: The restored model.
@@ -131,7 +131,7 @@ class ModelRunner:
         ]
 
     def _decode(self, live: int) -> tuple[Tensor, Tensor]:
-        """Runs the network, returning codes (n, codebooks, stacking) and the frame of the stack at which each ends (n,)."""
+        """Runs the network: codes (n, codebooks, stacking), and the frame of the stack at which each ends, (n,)."""
         longest = max(utterance.position for utterance in self.live)
         width = max(utterance.text_length for utterance in self.live)
         steps = self._steps[:live]

@@ -1,7 +1,7 @@
 """From hidden states to the codes of one step: the local transformer, sampling, and the end-of-speech rules.
 
-Follows NeMo's `LocalTransformerHelper.sample_autoregressive` and `MagpieTTSModel.detect_eos`, without per-item Python. Noise
-comes from outside, one uniform number per slot and codebook, so that a seed gives the same codes in any company.
+Follows NeMo's `LocalTransformerHelper.sample_autoregressive` and `MagpieTTSModel.detect_eos`, without per-item Python.
+Noise comes from outside, one uniform number per slot and codebook, so that a seed gives the same codes in any company.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class CodebookSampler:
         """Codes drawn in each step: codebooks times frame stacking."""
         return self._codebooks * self._stacking
 
-    def sample(self, hidden: Tensor, state: SamplingState, may_not_end: Tensor, must_end: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, hidden: Tensor, state: SamplingState, may_not_end: Tensor, must_end: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Draws one step's codes.
 
         Args:
@@ -151,7 +153,7 @@ def _guide(pair: Tensor, scale: Tensor) -> Tensor:
 
 
 def _draw(logits: Tensor, state: SamplingState, noise: Tensor) -> Tensor:
-    """Draws one token a row by inverting the cumulative distribution of the `top_k` most likely, (n, tokens) to (n,)."""
+    """Draws a token for each row by inverting the cumulative distribution of its `top_k` best: (n, tokens) to (n,)."""
     top = logits.topk(state.max_top_k, dim=1).values
     logits = logits.masked_fill(logits < top.gather(1, state.top_k[:, None] - 1), float("-inf"))
     greedy = state.temperature <= 0

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class TextEncoder:
-    """Turns text into token ids with the checkpoint's tokenizers, as upstream's `chunk_text_for_inference` does for one piece.
+    """Turns text into token ids, as upstream's `chunk_text_for_inference` does for one piece.
 
-    Words outside the pronunciation dictionary are spelled in letters; characters that the checkpoint does not know are left
-    out.
+    Words outside the pronunciation dictionary are spelled in letters; characters that the checkpoint does not know are
+    left out.
 
     Args:
         model: The restored model.
@@ -44,6 +44,7 @@ class TextEncoder:
             return []
         if len(tokens) + 1 > self._max_tokens:
             raise InvalidRequestError(
-                f"the text is {len(tokens) + 1} tokens long; at most {self._max_tokens} are possible: send it in sentences"
+                f"the text is {len(tokens) + 1} tokens long; at most {self._max_tokens} are possible: "
+                "send it in sentences"
             )
         return [*tokens, self._end]

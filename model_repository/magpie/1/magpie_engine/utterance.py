@@ -6,7 +6,7 @@ from torch import Tensor
 
 from magpie_engine.chunking import ChunkSchedule
 from magpie_engine.codec import LEFT_CONTEXT
-from magpie_engine.events import Sink
+from magpie_engine.events import Event, Failed, Finished, Sink
 from magpie_engine.request import SpeechRequest
 
 
@@ -43,6 +43,11 @@ class Utterance:
         """Frames decoded and not yet sent."""
         return self.frames - self._sent
 
+    def end(self, event: Finished | Failed) -> None:
+        """Tells the sink the last event and lets go of it: a sink often refers back to the utterance it belongs to."""
+        sink, self.sink = self.sink, _ignore
+        sink(event)
+
     def append(self, codes: Tensor) -> None:
         """Adds the codes of a step, (codebooks, frames)."""
         self.codes.append(codes)
@@ -61,3 +66,7 @@ class Utterance:
             needed -= self.codes[steps].shape[1]
         self._sent = self.frames
         return self.codes[steps:], fresh
+
+
+def _ignore(event: Event) -> None:
+    """The sink of an utterance that is over."""

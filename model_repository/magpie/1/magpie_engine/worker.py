@@ -88,7 +88,11 @@ class EngineThread:
         """Speaks once in each language: tokenizers, kernels and allocators are then ready."""
         engine = self._running
         for language in engine.catalog.languages:
-            parameters = {"voice": next(iter(engine.catalog.voices)), "language": language, "max_seconds": WARM_UP_SECONDS}
+            parameters = {
+                "voice": next(iter(engine.catalog.voices)),
+                "language": language,
+                "max_seconds": WARM_UP_SECONDS,
+            }
             events: queue.SimpleQueue[Event] = queue.SimpleQueue()
             self.submit(SpeechRequest.from_parameters(WARM_UP_TEXT, parameters, engine.catalog), events.put)
             while isinstance(event := events.get(), AudioChunk):

@@ -1,0 +1,217 @@
+"""Triton glue of `magpie`: parse a request, hand it to the engine, send what the engine makes.
+
+Three threads meet here. Triton's calls `execute`, which only checks and queues. The engine's (`EngineThread`) puts
+events into the outbox and never waits for Triton. The sender's takes them out, sends them, and asks Triton whether
+clients are still there, also while no audio is due, so that a vanished client stops being spoken to.
+"""
+
+import locale
+
+# The embedded Python opens text files as ASCII otherwise, and NeMo opens many.
+locale.setlocale(locale.LC_ALL, "C.UTF-8")
+
+import json
+import os
+import queue
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from magpie_engine.errors import EngineStoppedError, InvalidRequestError, MagpieError, QueueFullError
+from magpie_engine.events import AudioChunk, Event, Failed
+from magpie_engine.request import SpeechRequest
+from magpie_engine.settings import EngineSettings
+from magpie_engine.utterance import Utterance
+from magpie_engine.worker import EngineThread
+
+#: Seconds between two looks at whether clients are still there, and between two updates of the metrics.
+POLL_S = 0.02
+#: Parameters that Triton and its clients add for themselves.
+TRITON_PREFIX = "triton_"
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+#: Metric of each count in `EngineStats`: name, kind, help.
+METRICS = {
+    "active": ("magpie_active_streams", "GAUGE", "Utterances that are being decoded"),
+    "queued": ("magpie_queued_requests", "GAUGE", "Requests that wait for a slot"),
+    "finished": ("magpie_finished_total", "COUNTER", "Utterances that came to their end"),
+    "cancelled": ("magpie_cancelled_total", "COUNTER", "Requests cancelled while waiting or speaking"),
+    "failed": ("magpie_failed_total", "COUNTER", "Requests that met an error after they were accepted"),
+    "refused": ("magpie_refused_total", "COUNTER", "Requests refused because the queue was full"),
+    "frames": ("magpie_frames_total", "COUNTER", "Codec frames decoded"),
+}
+
+
+@dataclass
+class Job:
+    """A request whose responses are not over yet."""
+
+    sender: Any
+    utterance: Utterance | None = None
+
+
+class TritonPythonModel:
+    """The decoupled `magpie` model."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Restores and warms up the engine; a checkpoint that cannot be served fails the load with a plain sentence."""
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        configured = {name: entry["string_value"] for name, entry in parameters.items()}
+        try:
+            self._engine = EngineThread(EngineSettings.from_sources(configured, os.environ))
+        except MagpieError as error:
+            raise pb_utils.TritonModelException(f"magpie cannot start: {error}") from error
+        self._outbox: queue.SimpleQueue[tuple[Job, Event] | None] = queue.SimpleQueue()
+        self._open: dict[int, Job] = {}
+        self._lock = threading.Lock()
+        self._metrics = Metrics(asdict(self._engine.stats()))  # warm-up is nobody's speech
+        self._thread = threading.Thread(target=self._send_forever, name="magpie-sender", daemon=True)
+        self._thread.start()
+        catalog = self._engine.catalog
+        pb_utils.Logger.log_info(
+            f"magpie: voices {', '.join(catalog.voices)}; languages {', '.join(catalog.languages)}; "
+            f"longest utterance {catalog.max_frames / catalog.frames_per_second:.1f} s"
+        )
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queues each request; each refused one gets its own error."""
+        for request in requests:
+            job = Job(request.get_response_sender())
+            try:
+                self._accept(request, job)
+            except InvalidRequestError as error:
+                self._refuse(job, error, pb_utils.TritonError.INVALID_ARG)
+            except (QueueFullError, EngineStoppedError) as error:
+                self._refuse(job, error, pb_utils.TritonError.UNAVAILABLE)
+            except Exception as error:  # the other requests of the batch must not pay for this one
+                self._refuse(job, error, pb_utils.TritonError.INTERNAL)
+
+    def finalize(self) -> None:
+        """Ends both threads. Triton calls this when no response is outstanding any more."""
+        self._engine.stop()
+        self._outbox.put(None)
+        self._thread.join()
+
+    def _accept(self, request: Any, job: Job) -> None:
+        text = parse_text(pb_utils.get_input_tensor_by_name(request, "TEXT"))
+        parameters = json.loads(request.parameters() or "{}")
+        own = {name: value for name, value in parameters.items() if not name.startswith(TRITON_PREFIX)}
+        speech = SpeechRequest.from_parameters(text, own, self._engine.catalog)
+        with self._lock:
+            self._open[id(job)] = job
+        try:
+            job.utterance = self._engine.submit(speech, lambda event: self._outbox.put((job, event)))
+        except MagpieError:
+            self._forget(job)
+            raise
+
+    def _refuse(self, job: Job, error: Exception, code: int) -> None:
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        job.sender.send(response, flags=FINAL)
+
+    def _forget(self, job: Job) -> None:
+        with self._lock:
+            self._open.pop(id(job), None)
+
+    # The sender's thread ---------------------------------------------------------------------------------------------
+
+    def _send_forever(self) -> None:
+        next_poll = 0.0
+        while True:
+            try:
+                item = self._outbox.get(timeout=POLL_S)
+            except queue.Empty:
+                pass
+            else:
+                if item is None:
+                    return
+                try:
+                    self._deliver(*item)
+                except Exception as error:  # one client's broken connection must not silence the others
+                    pb_utils.Logger.log_warn(f"magpie: a response could not be sent: {error}")
+                del item  # Triton's sender is to be freed now, not when the next event comes
+            if time.monotonic() >= next_poll:
+                self._cancel_vanished()
+                self._metrics.update(asdict(self._engine.stats()))
+                next_poll = time.monotonic() + POLL_S
+
+    def _deliver(self, job: Job, event: Event) -> None:
+        if isinstance(event, AudioChunk):
+            if job.sender.is_cancelled():
+                self._cancel(job)
+            else:
+                job.sender.send(respond(event.samples, json.dumps([asdict(word) for word in event.words])))
+            return
+        self._forget(job)
+        if isinstance(event, Failed):
+            stopped = isinstance(event.error, EngineStoppedError)
+            invalid = isinstance(event.error, InvalidRequestError)
+            code = pb_utils.TritonError.UNAVAILABLE if stopped else pb_utils.TritonError.INTERNAL
+            self._refuse(job, event.error, pb_utils.TritonError.INVALID_ARG if invalid else code)
+        else:
+            job.sender.send(respond(np.zeros(0, dtype=np.int16), "[]"), flags=FINAL)
+
+    def _cancel_vanished(self) -> None:
+        with self._lock:
+            jobs = list(self._open.values())
+        for job in jobs:
+            if job.sender.is_cancelled():
+                self._cancel(job)
+
+    def _cancel(self, job: Job) -> None:
+        if (utterance := job.utterance) is not None:
+            self._engine.cancel(utterance)
+
+
+class Metrics:
+    """The engine's counts on Triton's metrics page, from a baseline on.
+
+    An update costs a round trip, so only changes are sent.
+    """
+
+    def __init__(self, baseline: dict[str, int]) -> None:
+        self._last = dict(baseline)
+        self._metrics = {}
+        self._families = []  # Triton drops a family's metrics with the family
+        for key, (name, kind, text) in METRICS.items():
+            family = pb_utils.MetricFamily(name=name, description=text, kind=getattr(pb_utils.MetricFamily, kind))
+            self._families.append(family)
+            self._metrics[key] = family.Metric(labels={"model": "magpie"})
+
+    def update(self, counts: dict[str, int]) -> None:
+        """Sends what changed since the last call."""
+        for key, value in counts.items():
+            change = value - self._last[key]
+            if change:
+                if METRICS[key][1] == "GAUGE":
+                    self._metrics[key].set(value)
+                else:
+                    self._metrics[key].increment(change)
+                self._last[key] = value
+
+
+def parse_text(tensor: Any) -> str:
+    """Reads the TEXT input.
+
+    Raises:
+        InvalidRequestError: It is not one string of UTF-8.
+    """
+    values = tensor.as_numpy().reshape(-1)
+    if values.size != 1:
+        raise InvalidRequestError(f"TEXT has {values.size} elements; it must have one")
+    try:
+        return values[0].decode("utf-8") if isinstance(values[0], bytes) else str(values[0])
+    except UnicodeDecodeError:
+        raise InvalidRequestError("TEXT is not valid UTF-8") from None
+
+
+def respond(samples: np.ndarray, words: str) -> Any:
+    """Makes a response of samples and JSON words."""
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor("AUDIO", samples), pb_utils.Tensor("WORDS", np.array([words.encode()], dtype=object))]
+    )

@@ -1,0 +1,216 @@
+"""Slots, queue, cancelling and errors of the engine, stepped by hand so that every test is exact."""
+
+import queue
+
+import pytest
+
+from magpie_engine.checkpoint import restore
+from magpie_engine.engine import SpeechEngine
+from magpie_engine.errors import CheckpointError, EngineStoppedError, InvalidRequestError, QueueFullError
+from magpie_engine.events import AudioChunk, Failed, Finished, FinishReason
+from magpie_engine.request import SpeechRequest
+from magpie_engine.settings import EngineSettings
+from magpie_engine.worker import EngineThread
+
+TEXT = "please turn on the lights in the kitchen"
+
+
+@pytest.fixture(scope="module")
+def settings(tiny):
+    return EngineSettings(
+        checkpoint=str(tiny.magpie),
+        codec=str(tiny.codec),
+        device="cpu",
+        max_streams=2,
+        max_queue=1,
+        first_chunk_frames=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(settings):
+    return restore(settings)
+
+
+@pytest.fixture
+def engine(model, settings):
+    return SpeechEngine(model, settings)
+
+
+def say(engine, text=TEXT, **parameters):
+    """Submits a request; returns its handle and the list that its events go to."""
+    events = []
+    request = SpeechRequest.from_parameters(text, {"max_seconds": 0.5} | parameters, engine.catalog)
+    return engine.submit(request, events.append), events
+
+
+def run(engine, steps=500):
+    for _ in range(steps):
+        if not (engine.stats().active or engine.stats().queued):
+            return
+        engine.step()
+    raise AssertionError("the engine did not come to rest")
+
+
+def samples(events):
+    return sum(len(event.samples) for event in events if isinstance(event, AudioChunk))
+
+
+def test_audio_streams_in_growing_chunks_and_ends_once(engine):
+    _, events = say(engine, max_seconds=1.0)
+    run(engine)
+    assert [len(event.samples) // 1024 for event in events[:-1]] == [2, 4, 8, 7]
+    assert events[-1] == Finished(FinishReason.LENGTH)
+    assert all(event.samples.any() for event in events[:-1])
+
+
+def test_the_first_chunk_comes_while_the_rest_is_not_decoded(engine):
+    _, events = say(engine)
+    engine.step()
+    engine.step()
+    assert samples(events) == 2 * 1024
+    assert engine.stats().frames == 2
+
+
+def test_cancel_frees_the_slot_within_one_step(engine):
+    first, events = say(engine)
+    say(engine)
+    _, waiting = say(engine)
+    for _ in range(3):
+        engine.step()
+    assert (engine.stats().active, engine.stats().queued) == (2, 1)
+    engine.cancel(first)
+    engine.step()
+    assert events[-1] == Finished(FinishReason.CANCELLED)
+    assert (engine.stats().active, engine.stats().queued) == (2, 0)  # the waiting one has the slot
+    decoded = first.frames
+    run(engine)
+    assert first.frames == decoded
+    assert waiting[-1] == Finished(FinishReason.LENGTH)
+    assert engine.stats().cancelled == 1
+
+
+def test_a_waiting_request_can_be_cancelled(engine):
+    say(engine)
+    say(engine)
+    third, events = say(engine)
+    engine.cancel(third)
+    engine.step()
+    assert events == [Finished(FinishReason.CANCELLED)]
+    run(engine)
+    assert third.frames == 0
+
+
+def test_cancel_after_the_end_does_nothing(engine):
+    handle, events = say(engine)
+    run(engine)
+    engine.cancel(handle)
+    engine.step()
+    assert sum(isinstance(event, Finished) for event in events) == 1
+    assert engine.stats().cancelled == 0
+
+
+def test_a_full_queue_refuses_at_once_and_recovers(engine):
+    for _ in range(3):  # two slots and one place in the queue
+        say(engine)
+    with pytest.raises(QueueFullError, match="2 voices speak and 1 requests wait"):
+        say(engine)
+    assert engine.stats().refused == 1
+    run(engine)
+    _, events = say(engine)
+    run(engine)
+    assert events[-1] == Finished(FinishReason.LENGTH)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "…!?", "\U0001f642\U0001f680", "\u4f60\u597d"])
+def test_nothing_to_say_ends_at_once(engine, text):
+    _, events = say(engine, text)
+    engine.step()
+    assert events == [Finished(FinishReason.EMPTY)]
+
+
+@pytest.mark.parametrize("text", ["Hello \U0001f642 world", "<b>zxqwv</b> 42%", "naïve café", "a\x00b\tc\nd", "I'd've"])
+def test_any_text_can_be_spoken(engine, text):
+    _, events = say(engine, text)
+    run(engine)
+    assert samples(events) > 0
+    assert isinstance(events[-1], Finished)
+
+
+def test_a_text_that_is_too_long_fails_alone(engine):
+    _, good = say(engine)
+    _, bad = say(engine, "word " * 300)
+    run(engine)
+    assert isinstance(bad[-1], Failed) and isinstance(bad[-1].error, InvalidRequestError)
+    assert "at most 512" in str(bad[-1].error)
+    assert good[-1] == Finished(FinishReason.LENGTH)
+
+
+def test_french_is_spoken_with_its_own_tokenizer(engine):
+    _, french = say(engine, "bonjour madame", language="fr", seed=1)
+    _, english = say(engine, "bonjour madame", language="en", seed=1)
+    run(engine)
+    assert samples(french) == samples(english) > 0
+    assert french[0].samples.tolist() != english[0].samples.tolist()
+
+
+def test_an_error_of_a_step_reaches_every_client_once_and_the_engine_goes_on(engine, monkeypatch):
+    _, first = say(engine)
+    _, second = say(engine)
+    engine.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._runner._sampler, "sample", lambda *_: 1 / 0)
+        engine.step()
+    assert [type(events[-1]) for events in (first, second)] == [Failed, Failed]
+    _, third = say(engine)
+    run(engine)
+    assert third[-1] == Finished(FinishReason.LENGTH)
+    assert sum(isinstance(event, Failed) for event in first) == 1
+
+
+def test_a_running_engine_speaks_and_stops(settings):
+    thread = EngineThread(settings)
+    try:
+        events = queue.SimpleQueue()
+        request = SpeechRequest.from_parameters("hello world", {}, thread.catalog)
+        thread.submit(request, events.put)
+        received = [events.get(timeout=30)]
+        while isinstance(received[-1], AudioChunk):
+            received.append(events.get(timeout=30))
+        assert received[-1] == Finished(FinishReason.LENGTH)
+        assert 1.0 < samples(received) / thread.catalog.sample_rate < 3.0
+        for _ in range(3):
+            thread.submit(request, events.put)
+    finally:
+        thread.stop()
+    told = [events.get() for _ in range(events.qsize())]
+    assert sum(not isinstance(event, AudioChunk) for event in told) == 3  # each client, whether heard out or cut off
+    with pytest.raises(EngineStoppedError):
+        thread.submit(request, events.put)
+
+
+def test_a_missing_checkpoint_is_named(tiny, tmp_path):
+    gone = str(tmp_path / "gone.nemo")
+    with pytest.raises(CheckpointError, match=r"MAGPIE_CHECKPOINT names .*gone.nemo.*no such file"):
+        EngineThread(EngineSettings(checkpoint=gone, codec=str(tiny.codec), device="cpu"))
+    with pytest.raises(CheckpointError, match=r"MAGPIE_CODEC names .*gone.nemo.*no such file"):
+        EngineThread(EngineSettings(checkpoint=str(tiny.magpie), codec=gone, device="cpu"))
+
+
+def test_a_broken_checkpoint_is_named(tiny, tmp_path):
+    broken = tmp_path / "broken.nemo"
+    broken.write_bytes(b"not an archive")
+    with pytest.raises(CheckpointError, match=r"cannot restore the file .*broken.nemo.* of MAGPIE_CHECKPOINT"):
+        restore(EngineSettings(checkpoint=str(broken), codec=str(tiny.codec), device="cpu"))
+
+
+def test_the_codec_as_checkpoint_is_refused(tiny):
+    with pytest.raises(CheckpointError, match=r"MAGPIE_CHECKPOINT names .* AudioCodecModel, not Magpie"):
+        restore(EngineSettings(checkpoint=str(tiny.codec), codec=str(tiny.codec), device="cpu"))
+
+
+def test_voices_must_fit_the_checkpoint(model, settings):
+    with pytest.raises(CheckpointError, match=r"MAGPIE_VOICES .* 5 different names"):
+        SpeechEngine(model, EngineSettings(checkpoint=settings.checkpoint, voices="Ann, Bob"))
+    named = SpeechEngine(model, EngineSettings(checkpoint=settings.checkpoint, voices="a,b,c,d,E"))
+    assert named.catalog.voices == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}
