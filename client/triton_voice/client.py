@@ -207,13 +207,14 @@ class TritonVoice:
                 _bytes_input("sampling_parameters", json.dumps(sampling)),
             ],
         }
+        last = False
         async with contextlib.aclosing(stream_infer(self.client, request)) as results:
             async for result in results:
                 reason = _text(result, "finish_reason") if result.as_numpy("finish_reason") is not None else ""
                 yield TextDelta(_text(result, "text_output"), reason if reason not in ("", "None") else None)
-                if _is_last(result):
-                    return
-        raise ServerGone("the server ended the stream before the last piece of text")
+                last = _is_last(result)
+        if not last:
+            raise ServerGone("the server ended the stream before the last piece of text")
 
 
 async def wait_until_ready(url: str = DEFAULT_URL, timeout_s: float = 60.0, poll_s: float = 0.2) -> None:
