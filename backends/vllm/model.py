@@ -5,21 +5,19 @@ import locale
 # Before anything is imported: Python inside Triton's stub opens text files as ASCII otherwise.
 locale.setlocale(locale.LC_ALL, "C.UTF-8")
 
+import gc
 import json
 import os
+import traceback
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
 from vllm_chat import contract, settings
-from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, SettingsError, Unavailable
+from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, Unavailable
 
-_CODES = {
-    InvalidRequest: pb_utils.TritonError.INVALID_ARG,
-    Unavailable: pb_utils.TritonError.UNAVAILABLE,
-    Cancelled: pb_utils.TritonError.CANCELLED,
-    EngineFailed: pb_utils.TritonError.INTERNAL,
-}
+# Names, not values: while Triton completes the configuration, its module has no TritonError yet.
+_CODES = {InvalidRequest: "INVALID_ARG", Unavailable: "UNAVAILABLE", Cancelled: "CANCELLED", EngineFailed: "INTERNAL"}
 
 
 class TritonReply:
@@ -35,13 +33,43 @@ class TritonReply:
 
     def fail(self, error):
         """Send an error; it is always the last response."""
-        code = _CODES.get(type(error), pb_utils.TritonError.INTERNAL)
+        code = getattr(pb_utils.TritonError, _CODES.get(type(error), "INTERNAL"))
         response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_cancelled(self):
         """Ask Triton (one trip to the server's process)."""
         return self._sender.is_cancelled()
+
+
+class RunningGauge:
+    """The metric of running requests.
+
+    Triton's metric objects crash the process when they outlive the model, so `close` lets go of them explicitly.
+    """
+
+    def __init__(self, model_name, version):
+        self._family = self._metric = None
+        try:
+            self._family = pb_utils.MetricFamily(
+                name="triton_voice_llm_requests_running",
+                description="Requests in the engine: waiting, in prefill or streaming",
+                kind=pb_utils.MetricFamily.GAUGE,
+            )
+            self._metric = self._family.Metric(labels={"model": model_name, "version": version})
+            self.set(0)
+        except pb_utils.TritonModelException:  # the server runs with --allow-metrics=false
+            self.close()
+
+    def set(self, count):
+        """Show a new count."""
+        if self._metric is not None:
+            self._metric.set(count)
+
+    def close(self):
+        """Give the metric back; `set` does nothing afterwards."""
+        self._metric = None
+        self._family = None
 
 
 class TritonPythonModel:
@@ -61,29 +89,30 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         try:
             wanted = settings.load(folder, args["model_name"], parameters, os.environ)
-            self._engine = self._start(wanted, args["model_name"])
-        except SettingsError as error:
+            self._gauge = RunningGauge(args["model_name"], args["model_version"])
+            self._engine = self._start(wanted, args["model_name"], self._gauge.set)
+        except BackendError as error:
+            if error.__cause__ is not None:
+                pb_utils.Logger.log_error("".join(traceback.format_exception(error.__cause__)))
             raise pb_utils.TritonModelException(str(error)) from None
 
     @staticmethod
-    def _start(wanted, model_name):
+    def _start(wanted, model_name, show_running):
         # vLLM reads the environment when it is imported, so the defaults must be set before that; torch alone tells
         # whether there is a GPU.
         import torch
 
         on_cpu = not torch.cuda.is_available()
-        for name, value in settings.environment_defaults(on_cpu=on_cpu).items():
+        for name, value in settings.environment_defaults(wanted, on_cpu=on_cpu).items():
             os.environ.setdefault(name, value)
         engine_args = settings.resolve(wanted, on_cpu=on_cpu, environment=os.environ)
         pb_utils.Logger.log_info(f"[{model_name}] vLLM engine arguments: {json.dumps(engine_args)}")
         from vllm_chat.engine import LlmEngine
 
-        return LlmEngine(
-            engine_args,
-            model_name,
-            wanted.chat_template_kwargs,
-            lambda line: pb_utils.Logger.log_warn(f"[{model_name}] {line}"),
-        )
+        def log(line):
+            pb_utils.Logger.log_warn(f"[{model_name}] {line}")
+
+        return LlmEngine(engine_args, model_name, wanted.chat_template_kwargs, log, show_running)
 
     def execute(self, requests):
         """Hand each request to the engine and return at once; answers come from the courier's thread."""
@@ -102,3 +131,7 @@ class TritonPythonModel:
         """End running requests, the engine's process and the threads."""
         if hasattr(self, "_engine"):
             self._engine.shutdown()
+            del self._engine
+        self._gauge.close()
+        # Triton's objects that hang in reference cycles must go before the shared memory behind them does.
+        gc.collect()

@@ -129,7 +129,10 @@ def parse(inputs: Mapping[str, np.ndarray], parameters: Mapping[str, Any]) -> Te
     if "sampling_parameters" in inputs:
         sampling = json_object(_string(inputs, "sampling_parameters"), "sampling_parameters")
     extras = frozenset(name for name in EXTRA_OUTPUTS if _flag(inputs, f"return_{name}", default=False))
-    return TextRequest(_string(inputs, "text_input"), stream, not exclude, sampling, extras)
+    prompt = _string(inputs, "text_input")
+    if not prompt:
+        raise InvalidRequest("text_input must not be empty")
+    return TextRequest(prompt, stream, not exclude, sampling, extras)
 
 
 def json_object(text: str, field: str) -> dict[str, Any]:

@@ -44,13 +44,16 @@ class Parcel:
     Args:
         reply: The way back to the client.
         on_gone: Called once, in the courier's thread, when the client cancelled or vanished.
+
+    Attributes:
+        reply: The way back; None once the last response has been sent.
+        gone: The client is known to have left.
     """
 
     def __init__(self, reply: Reply, on_gone: Callable[[], None]):
-        self.reply = reply
+        self.reply: Reply | None = reply
         self.on_gone = on_gone
         self.gone = False
-        self.closed = False
 
 
 class Courier:
@@ -74,11 +77,15 @@ class Courier:
 
     def send(self, parcel: Parcel, outputs: Mapping[str, np.ndarray], final: bool) -> None:
         """Deliver outputs after everything sent to this client before."""
-        self._actions.put(lambda: self._deliver(parcel, lambda: parcel.reply.send(outputs, final), final))
+        self._actions.put(lambda: self._deliver(parcel, lambda reply: reply.send(outputs, final), final))
 
     def fail(self, parcel: Parcel, error: BackendError) -> None:
         """Deliver an error, which ends the request. Nothing happens if it has ended already."""
-        self._actions.put(lambda: self._deliver(parcel, lambda: parcel.reply.fail(error), True))
+        self._actions.put(lambda: self._deliver(parcel, lambda reply: reply.fail(error), True))
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Do something else that talks to Triton's process, in turn."""
+        self._actions.put(action)
 
     def close(self) -> None:
         """Deliver what is queued, then end the thread."""
@@ -95,16 +102,23 @@ class Courier:
                 continue
             if action is None:
                 return
-            action()
+            try:
+                action()
+            except Exception as error:
+                self._log(f"the courier stumbled: {type(error).__name__}: {error}")
             if self._watched and time.monotonic() >= self._next_question:
                 self._ask_next()
 
-    def _deliver(self, parcel: Parcel, deliver: Callable[[], None], final: bool) -> None:
-        if parcel.closed:
+    def _deliver(self, parcel: Parcel, deliver: Callable[[Reply], None], final: bool) -> None:
+        reply = parcel.reply
+        if reply is None:
             return
-        parcel.closed = final
+        if final:
+            # Let go at once: Triton's object must not wait in a reference cycle for a garbage collection, which may
+            # come when the shared memory behind it is gone.
+            parcel.reply = None
         try:
-            deliver()
+            deliver(reply)
         except Exception as error:
             self._log(f"a response could not be delivered: {error}")
             self._notice_gone(parcel)
@@ -113,12 +127,13 @@ class Courier:
         """Ask the client that was asked longest ago."""
         while self._watched:
             parcel = self._watched.popleft()
-            if not parcel.closed and not parcel.gone:
+            reply = parcel.reply
+            if reply is not None and not parcel.gone:
                 break
         else:
             return
         try:
-            cancelled = parcel.reply.is_cancelled()
+            cancelled = reply.is_cancelled()
         except Exception as error:
             self._log(f"a client could not be asked whether it cancelled: {error}")
             cancelled = True

@@ -8,12 +8,13 @@ the end of the task, however it came, is the one place where its client is answe
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -23,8 +24,10 @@ from vllm_chat import text
 from vllm_chat.chat import Chat
 from vllm_chat.contract import ChatRequest, TextRequest
 from vllm_chat.courier import Courier, Parcel, Reply
-from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, Unavailable
+from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, LoadFailed, Unavailable
 
+#: How long the engine's process may take to leave before vLLM kills it.
+ENGINE_EXIT_S = 5.0
 _UNLOADING = "the model is being unloaded"
 
 
@@ -50,9 +53,10 @@ class LlmEngine:
         model_name: The name that chat chunks carry.
         chat_template_kwargs: Defaults of the chat template's switches.
         log: Takes a line for the operator.
+        show_running: Takes the number of requests in the engine whenever it changes; called in the courier's thread.
 
     Raises:
-        Exception: Whatever vLLM raises when it cannot load the model.
+        LoadFailed: If vLLM cannot load the model; its cause is vLLM's own exception.
     """
 
     def __init__(
@@ -61,9 +65,10 @@ class LlmEngine:
         model_name: str,
         chat_template_kwargs: dict[str, Any],
         log: Callable[[str], None],
+        show_running: Callable[[int], None] = lambda count: None,
     ):
         self._log = log
-        self._numbers = itertools.count()
+        self._show_running = show_running
         self._jobs: set[Job] = set()
         self._closing = False
         self._loop = asyncio.new_event_loop()
@@ -74,9 +79,9 @@ class LlmEngine:
             self._llm, self._chat = asyncio.run_coroutine_threadsafe(
                 self._load(engine_args, model_name, chat_template_kwargs), self._loop
             ).result()
-        except BaseException:
+        except Exception as error:
             self._stop_threads()
-            raise
+            raise LoadFailed(f"vLLM could not load {engine_args['model']}: {_reason(error)}") from error
 
     @staticmethod
     async def _load(
@@ -87,7 +92,7 @@ class LlmEngine:
         try:
             chat = Chat(llm, model_name, chat_template_kwargs)
             # The first prompt, the first chat template and the first steps cost more than the others; ready means warm.
-            warm_up = TextRequest("Hello", False, False, {"max_tokens": 2, "temperature": 0.0}, frozenset())
+            warm_up = TextRequest("Hello", False, False, {"max_tokens": 2, "logprobs": 1}, frozenset())
             async for _ in text.generate(llm, warm_up, "warm-up"):
                 pass
             return llm, chat
@@ -97,7 +102,7 @@ class LlmEngine:
 
     def submit(self, request: TextRequest | ChatRequest, reply: Reply) -> None:
         """Begin to answer a request; everything, errors too, goes to `reply`. Returns at once, callable anywhere."""
-        job = Job(request, reply, f"{next(self._numbers)}", self._cancel_soon)
+        job = Job(request, reply, uuid.uuid4().hex, self._cancel_soon)
         self._courier.open(job.parcel)
         if not self._call(self._begin, job):
             self._courier.fail(job.parcel, Unavailable(_UNLOADING))
@@ -106,18 +111,14 @@ class LlmEngine:
         """Answer a request that could not even be read."""
         self._courier.fail(Parcel(reply, lambda: None), error)
 
-    @property
-    def running(self) -> int:
-        """Requests that have not had their last response yet."""
-        return len(self._jobs)
-
     def shutdown(self) -> None:
         """Refuse new requests, end the running ones with an error, and leave no thread and no process behind."""
         if self._loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(self._drain(), self._loop).result()
-        # Waits for the engine's process; vLLM kills it if it does not leave within a few seconds.
-        self._llm.shutdown()
+        self._llm.shutdown(timeout=ENGINE_EXIT_S)
+        # Collected now and not while the interpreter ends, which vLLM's destructor does not survive.
+        del self._llm, self._chat
         self._stop_threads()
 
     def _call(self, function: Callable[[Job], None], job: Job) -> bool:
@@ -132,6 +133,7 @@ class LlmEngine:
             self._courier.fail(job.parcel, Unavailable(_UNLOADING))
             return
         self._jobs.add(job)
+        self._report_running()
         job.task = self._loop.create_task(self._answer(job))
         job.task.add_done_callback(lambda task: self._end(job, task))
         if job.cancelled:
@@ -160,12 +162,17 @@ class LlmEngine:
     def _end(self, job: Job, task: asyncio.Task[None]) -> None:
         """Make sure that the client hears the end, whatever it was."""
         self._jobs.discard(job)
+        self._report_running()
         if task.cancelled():
             self._courier.fail(job.parcel, Unavailable(_UNLOADING) if self._closing else Cancelled("cancelled"))
         elif (error := task.exception()) is not None:
             self._courier.fail(job.parcel, self._translate(error))
         elif not job.finished:
             self._courier.fail(job.parcel, EngineFailed("the engine ended the reply without a last output"))
+
+    def _report_running(self) -> None:
+        count = len(self._jobs)
+        self._courier.call(lambda: self._show_running(count))
 
     def _translate(self, error: BaseException) -> BackendError:
         if isinstance(error, BackendError):
@@ -184,6 +191,10 @@ class LlmEngine:
         tasks = [job.task for job in self._jobs if job.task is not None]
         for task in tasks:
             task.cancel()
+        # vLLM's task that reads from the engine would take its end for a crash and say so in the log.
+        if (reader := self._llm.output_handler) is not None:
+            reader.cancel()
+            tasks.append(reader)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _stop_threads(self) -> None:
@@ -191,3 +202,10 @@ class LlmEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _reason(error: BaseException) -> str:
+    """What vLLM's exception says, without pydantic's wrapping."""
+    if isinstance(error, ValidationError):
+        return "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+    return f"{error}" or type(error).__name__

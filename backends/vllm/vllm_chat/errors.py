@@ -25,3 +25,7 @@ class EngineFailed(BackendError):
 
 class SettingsError(BackendError):
     """The model cannot be loaded as it is configured; the sentence names the setting."""
+
+
+class LoadFailed(BackendError):
+    """vLLM could not load the model."""

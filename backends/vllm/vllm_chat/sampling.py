@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import json
@@ -78,6 +79,12 @@ def _structured_outputs(value: Any, field: str) -> StructuredOutputsParams:
             value = json.loads(value)
         except json.JSONDecodeError as error:
             raise InvalidRequest(f"{field}: structured_outputs is not valid JSON: {error}") from None
+    kinds = [field.name for field in dataclasses.fields(StructuredOutputsParams) if not field.name.startswith("_")]
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{field}: structured_outputs must be an object with one of {', '.join(kinds)}")
+    for name in value:
+        if name not in kinds:
+            raise InvalidRequest(f"{field}: structured_outputs has no {name}; allowed are {', '.join(kinds)}")
     try:
         return StructuredOutputsParams(**value)
     except (VLLMClientError, ValueError, TypeError) as error:

@@ -20,6 +20,9 @@ from vllm_chat.errors import SettingsError
 
 ENGINE_ARGS_FILE = "model.json"
 CPU_KV_CACHE_BYTES = 1 << 30
+#: vLLM's word for "as long as the cache allows".
+FIT_THE_CACHE = -1
+LIFELINE = "vllm_chat.lifeline.Lifeline"
 #: Engine arguments that say how to share a GPU; on a CPU they are left out unless the environment asks for them.
 GPU_ONLY = ("gpu_memory_utilization", "kv_cache_memory_bytes", "kv_cache_dtype")
 
@@ -89,8 +92,9 @@ def load(
 def resolve(settings: Settings, *, on_cpu: bool, environment: Mapping[str, str]) -> dict[str, Any]:
     """Merge engine arguments, fitted to the device.
 
-    On a CPU the arguments about GPU memory go, the KV cache is small, nothing is compiled (a compiler would be needed,
-    and the start takes a minute longer) and a float32 checkpoint stays float32 instead of being halved.
+    On a CPU the arguments about GPU memory go, the KV cache is small with a context that fits into it, nothing is
+    compiled (a compiler would be needed, and the start takes a minute longer) and a float32 checkpoint stays float32
+    instead of being halved.
 
     Raises:
         SettingsError: If vLLM knows no such argument.
@@ -101,15 +105,17 @@ def resolve(settings: Settings, *, on_cpu: bool, environment: Mapping[str, str])
         args.setdefault("enforce_eager", True)
         if not environment.get("VLLM_CPU_KVCACHE_SPACE"):
             args["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+            args["max_model_len"] = FIT_THE_CACHE
         if _stored_dtype({**args, **settings.overrides}["model"]) == "float32":
             args.setdefault("dtype", "float32")
+    args.setdefault("worker_extension_cls", LIFELINE)
     args.update(settings.overrides)
     args = {name: value for name, value in args.items() if value is not None}
     _check_names(args)
     return args
 
 
-def environment_defaults(*, on_cpu: bool) -> dict[str, str]:
+def environment_defaults(settings: Settings, *, on_cpu: bool) -> dict[str, str]:
     """Environment variables that vLLM should find, unless the user has set them."""
     defaults = {
         # NeMo installs a vLLM plugin that fails in the engine's start; none of our models needs a plugin.
@@ -124,6 +130,10 @@ def environment_defaults(*, on_cpu: bool) -> dict[str, str]:
         # (it pins OpenMP threads to cores there): 0.6 GB more, another import of torch, and a shutdown that ends in a
         # kill after five seconds. With "0" the worker runs inside the engine's process, which leaves cleanly.
         defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if {**settings.engine_args, **settings.overrides}.get("enforce_eager", True):
+            # Parts of vLLM's sampler are compiled whatever enforce_eager says: the first request for logprobs would
+            # wait 15 s for a compiler, or fail where there is none.
+            defaults["TORCH_COMPILE_DISABLE"] = "1"
     return defaults
 
 

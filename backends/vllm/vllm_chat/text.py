@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
+from vllm.exceptions import VLLMClientError
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind
@@ -14,6 +15,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from vllm_chat import sampling
 from vllm_chat.contract import TextRequest
+from vllm_chat.errors import InvalidRequest
 
 #: The stock backend's words for "not finished" and "no log probabilities asked for".
 UNFINISHED = "None"
@@ -35,13 +37,16 @@ async def generate(
         arrays have one element per completion (`n`), empty text for those that did not move.
 
     Raises:
-        InvalidRequest: If the sampling parameters are wrong.
-        VLLMClientError: If vLLM refuses the request, e.g. a prompt that is too long.
+        InvalidRequest: If the sampling parameters are wrong or the prompt is too long.
+        VLLMClientError: If vLLM refuses the parameters for this model, e.g. token ids outside of its vocabulary.
     """
     params = sampling.build(request.sampling)
     params.output_kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
-    # Rendering first keeps tokenisation in vLLM's thread pool instead of the event loop.
-    (prompt,) = await llm.renderer.render_cmpl_async([parse_model_prompt(llm.model_config, request.prompt)])
+    try:
+        # Tokenised in vLLM's thread pool, not in the event loop.
+        (prompt,) = await llm.renderer.render_cmpl_async([parse_model_prompt(llm.model_config, request.prompt)])
+    except VLLMClientError as error:
+        raise InvalidRequest(f"text_input: {error.args[0]}") from None
     async for output in llm.generate(prompt, params, request_id):
         yield _tensors(request, output, params.n), output.finished
 
