@@ -146,6 +146,8 @@ def main() -> None:
         die("uv could not be installed; is the package index reachable?")
     install_torch(pip)
     uv = [str(VENV / "bin" / "uv"), "pip", "install", "--no-config", "--python", python, "--no-deps"]
+    if not sys.stderr.isatty():
+        uv.append("--quiet")  # a terminal gets progress bars; a log would get a line per package
     if not run(f"{lock_file().name}: about 260 packages, 2 GB", *uv, "--requirement", str(lock_file())):
         die("not every locked package could be installed; the message above names it.")
     if not run("triton-voice itself", *uv, "--no-build-isolation", "--editable", str(ROOT)):

@@ -83,6 +83,8 @@ def demo(
 
         err.print(f"question: {path} ({len(question) / ASR_SAMPLE_RATE:.2f} s)", soft_wrap=True)
         result = asyncio.run(turn())
+        if not err.is_terminal:
+            err.print()  # rich's Live ends without a newline there
     soundfile.write(output, result.audio, result.sample_rate, subtype="PCM_16")
     if as_json:
         shown = {
