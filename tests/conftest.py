@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from triton_voice import checkpoints
+# Several models and the test share the cores; OpenMP's threads would wait on each other. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from triton_voice import checkpoints  # noqa: E402
 
 
 @pytest.fixture(scope="session")

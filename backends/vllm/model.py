@@ -33,8 +33,10 @@ class TritonReply:
 
     def fail(self, error):
         """Send an error; it is always the last response."""
-        code = getattr(pb_utils.TritonError, _CODES.get(type(error), "INTERNAL"))
-        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        name = _CODES.get(type(error), "INTERNAL")
+        # An error on a gRPC stream has no status code, so the sentence begins with its name.
+        text = f"{name.replace('INVALID_ARG', 'INVALID_ARGUMENT')}: {error}"
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(text, getattr(pb_utils.TritonError, name)))
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_cancelled(self):

@@ -43,12 +43,19 @@ _TRANSPORT = re.compile(
 )
 
 
+_NAMED_STATUS = re.compile(r"^(INVALID_ARGUMENT|UNAVAILABLE|NOT_FOUND|CANCELLED|INTERNAL): (.*)", re.DOTALL)
+"""How our decoupled models word an error. A gRPC stream of Triton carries no status codes (there is a header that asks
+for them, `triton_grpc_error`, and with it Triton 2.51 crashes when a stream ends in an error)."""
+
+
 def from_triton(error: InferenceServerException | grpc.RpcError) -> TritonVoiceError:
     """Returns the SDK's exception for one of tritonclient's, or of gRPC's, which its streams let through."""
     if isinstance(error, grpc.RpcError):
         status, message = error.code().name, (error.details() or "").strip()
     else:
         status, message = (error.status() or "").removeprefix("StatusCode."), (error.message() or str(error)).strip()
+    if not status and (found := _NAMED_STATUS.match(message)):
+        status, message = found.groups()
     lower = message.lower()
     if "must specify the start flag" in lower or (status == "NOT_FOUND" and "start" in lower):
         return SequenceLost(message)

@@ -11,9 +11,6 @@ from tritonclient.utils import InferenceServerException
 
 from triton_voice.errors import from_triton
 
-STATUS_CODES = {"triton_grpc_error": "true"}
-"""Asks Triton for gRPC status codes on streams; without it an error is a bare string."""
-
 
 async def stream_infer(
     client: grpc_aio.InferenceServerClient,
@@ -35,7 +32,7 @@ async def stream_infer(
     async def only() -> AsyncGenerator[dict[str, Any], None]:
         yield request
 
-    call = client.stream_infer(only(), headers=STATUS_CODES)
+    call = client.stream_infer(only())
     ended = False
     try:
         async for result, error in call:

@@ -111,8 +111,10 @@ class TritonPythonModel:
             raise
 
     def _refuse(self, job: Job, error: Exception, code: int) -> None:
-        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
-        job.sender.send(response, flags=FINAL)
+        # An error on a gRPC stream has no status code, so the sentence begins with its name.
+        names = {pb_utils.TritonError.INVALID_ARG: "INVALID_ARGUMENT", pb_utils.TritonError.UNAVAILABLE: "UNAVAILABLE"}
+        text = f"{names.get(code, 'INTERNAL')}: {error}"
+        job.sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code)), flags=FINAL)
 
     def _forget(self, job: Job) -> None:
         with self._lock:
