@@ -9,7 +9,7 @@ import pytest
 # Several models and the test share the cores; OpenMP's threads would wait on each other. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from triton_voice import checkpoints  # noqa: E402
+from triton_voice import checkpoints
 
 
 @pytest.fixture(scope="session")
