@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test check bench lock clean
 help:
 	@echo "make demo    set up from nothing and run one spoken turn on this machine"
 	@echo "make test    set up from nothing and pass the tests"
 	@echo "make check   ruff and mypy"
+	@echo "make bench   every benchmark with modest settings, into perf/results/<machine>; about three minutes"
 	@echo "make lock    resolve the locks again (after a change of pyproject.toml)"
 
 setup:
@@ -22,6 +23,13 @@ check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# RESULTS names the folder; on a machine with a GPU give BENCH_SIZE=full.
+RESULTS ?= perf/results/$(shell hostname)
+BENCH_SIZE ?= tiny
+bench: setup
+	@$(BIN)/triton-voice bench asr --size $(BENCH_SIZE) --plot $(RESULTS)/asr.png
+	@$(BIN)/triton-voice bench asr-engine --size $(BENCH_SIZE) --plot $(RESULTS)/asr-engine.png
 
 lock:
 	@for arch in x86_64 aarch64; do for minor in 11 12; do \

@@ -59,7 +59,7 @@ def from_triton(error: InferenceServerException | grpc.RpcError) -> TritonVoiceE
     lower = message.lower()
     if "must specify the start flag" in lower or (status == "NOT_FOUND" and "start" in lower):
         return SequenceLost(message)
-    if "unknown model" in lower or "is not ready" in lower or "no version" in lower:
+    if "unknown model" in lower or "is not ready" in lower or "is not healthy" in lower or "no version" in lower:
         return ModelNotReady(message)
     if status == "UNAVAILABLE" or not status:
         if _TRANSPORT.search(message):

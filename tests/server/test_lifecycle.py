@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,9 +14,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import soundfile
+
+from support import speechlike
+from triton_voice import ModelNotReady, ServerFault, ServerGone, TritonVoice
 
 CLI = [str(Path(sys.executable).parent / "triton-voice")]
 START_TIMEOUT_S = 240
@@ -67,6 +73,66 @@ def test_the_server_dies_with_a_killed_serve(tiny, tmp_path):
         serve.kill()
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
+
+
+def start_serve(log: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    """Starts `serve` with the recogniser alone; returns it and its gRPC endpoint once it is ready."""
+    command = [*CLI, "serve", "--only", "parakeet", "--log-file", str(log), *FREE_PORTS, *options]
+    serve = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return serve, next_endpoint(serve)
+
+
+def next_endpoint(serve: subprocess.Popen[str]) -> str:
+    seen = ""
+    while not (found := re.search(r"ready  gRPC (\S+)", seen)):
+        line = serve.stderr.readline()
+        assert line, seen
+        seen += line
+    return found.group(1)
+
+
+def kill_stub(serve: subprocess.Popen[str]) -> None:
+    [stub] = [p for p in family(serve.pid) if p.name().startswith("triton_python_b")]
+    stub.kill()
+
+
+def test_a_dead_model_ends_serve_and_its_clients_wait_for_nothing(tiny, tmp_path):
+    serve, endpoint = start_serve(tmp_path / "log")
+
+    async def talk() -> None:
+        async with TritonVoice(endpoint) as voice, voice.open_stream() as stream:
+            await stream.send(speechlike(0.3))
+            waiting = asyncio.create_task(stream.send(np.zeros(16000 * 500, np.int16)))
+            await asyncio.sleep(0.2)
+            kill_stub(serve)
+            with pytest.raises((ServerGone, ServerFault, ModelNotReady)):
+                await asyncio.wait_for(waiting, 40)
+
+    with serve:
+        children = family(serve.pid)
+        asyncio.run(talk())
+        rest = serve.stderr.read()
+    assert serve.returncode == 1
+    assert "the process of parakeet died" in rest
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+def test_a_supervised_server_comes_back(tiny, tmp_path):
+    serve, _ = start_serve(tmp_path / "log", "--supervise")
+    with serve:
+        kill_stub(serve)
+        endpoint = next_endpoint(serve)
+
+        async def hear() -> bool:
+            async with TritonVoice(endpoint) as voice, voice.open_stream() as stream:
+                await stream.send(speechlike(0.5))
+                return (await stream.end()).is_final
+
+        assert asyncio.run(hear())
+        serve.send_signal(signal.SIGTERM)
+        serve.stderr.read()
+    assert serve.returncode == 0
 
 
 def test_a_port_in_use_is_named(tiny):
@@ -127,8 +193,6 @@ def test_the_demo_prints_one_json_object(server, tmp_path):
 
 
 def test_the_demo_takes_another_wav(server, tmp_path):
-    from support import speechlike
-
     wav = tmp_path / "mine.wav"
     soundfile.write(wav, speechlike(1.0, seed=4), 16000, subtype="PCM_16")
     done = run("demo", str(wav), "--server", server.grpc, "--fast", "-o", str(tmp_path / "reply.wav"))

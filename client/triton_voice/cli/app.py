@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 from pydantic import ValidationError
 
-from triton_voice.cli import checkpoints, demo, doctor, serve, speak, transcribe
+from triton_voice.cli import bench, checkpoints, demo, doctor, serve, speak, transcribe
 from triton_voice.cli.console import fail
 from triton_voice.errors import TritonVoiceError
 from triton_voice.server.process import ServerError
@@ -23,6 +23,7 @@ app.command("transcribe")(transcribe.transcribe)
 app.command("speak")(speak.speak)
 app.command("doctor")(doctor.doctor)
 app.command("checkpoints")(checkpoints.checkpoints)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,8 @@ from triton_voice.server import MODELS, ServerSettings, TritonServer
 from triton_voice.server.settings import Device
 
 LIVENESS_POLL_S = 0.5
+MAX_RESTARTS = 5
+RESTART_WINDOW_S = 600.0
 
 
 def serve(
@@ -31,8 +35,9 @@ def serve(
     metrics_port: Annotated[int | None, typer.Option(help="Default: 8002; 0 takes a free one.")] = None,
     log_file: Annotated[Path | None, typer.Option(help="Triton's and the models' log.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Triton's verbose log.")] = False,
+    supervise: Annotated[bool, typer.Option("--supervise", help="Start again when a model's process dies.")] = False,
 ) -> None:
-    """Start tritonserver with the three models and stay until Ctrl-C.
+    """Start tritonserver with the three models and stay until Ctrl-C, or until one of their processes dies.
 
     Every option is also an environment variable, TRITON_VOICE_<OPTION>, e.g. TRITON_VOICE_GRPC_PORT.
     """
@@ -47,16 +52,32 @@ def serve(
         "only": only,
     }
     settings = ServerSettings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
-    server = TritonServer(settings, weight_options.resolve(models, hub, parakeet, magpie, codec, llm))
+    weights = weight_options.resolve(models, hub, parakeet, magpie, codec, llm)
+    restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
     try:
-        with running(server):
-            err.print(
-                f"[bold green]ready[/]  gRPC {server.grpc_url}   HTTP {settings.host}:{server.http_port}   "
-                f"metrics {server.metrics_url}   Ctrl-C stops",
-                soft_wrap=True,
-            )
-            while (code := server.wait(LIVENESS_POLL_S)) is None:
-                pass
-            fail(f"tritonserver ended by itself with code {code}", server.log_tail(), f"Log: {server.log_file}")
+        while True:
+            reason = _serve_once(TritonServer(settings, weights))
+            if not supervise:
+                fail(reason)
+            if len(restarts) == MAX_RESTARTS and time.monotonic() - restarts[0] < RESTART_WINDOW_S:
+                fail(
+                    reason, f"It was restarted {MAX_RESTARTS} times in {RESTART_WINDOW_S / 60:.0f} minutes: giving up."
+                )
+            restarts.append(time.monotonic())
+            err.print(f"[bold red]{reason}[/]; restarting", soft_wrap=True)
     except KeyboardInterrupt:
         err.print("stopped")
+
+
+def _serve_once(server: TritonServer) -> str:
+    """Serves until something dies; returns what, in words. The server is stopped by then: nobody waits for the dead."""
+    with running(server):
+        err.print(
+            f"[bold green]ready[/]  gRPC {server.grpc_url}   HTTP {server.settings.host}:{server.http_port}   "
+            f"metrics {server.metrics_url}   Ctrl-C stops",
+            soft_wrap=True,
+        )
+        while (code := server.wait(LIVENESS_POLL_S)) is None:
+            if dead := server.dead_models():
+                return f"the process of {', '.join(dead)} died; log: {server.log_file}"
+        return f"tritonserver ended by itself with code {code}; log: {server.log_file}"

@@ -26,7 +26,7 @@ import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from triton_voice.paths import cache_dir, project_root
-from triton_voice.server.locate import TritonInstall, find_tritonserver
+from triton_voice.server.locate import STUB, TritonInstall, find_tritonserver
 from triton_voice.server.settings import ServerSettings, Weights
 
 ENDPOINT_TIMEOUT_S = 60.0
@@ -122,6 +122,7 @@ class TritonServer:
         self._extra_environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._run_dir: Path | None = None
+        self._stubs: dict[str, psutil.Process] = {}
         self._admin_key = secrets.token_hex(16)
         host = self.settings.host
         self.grpc_port = self.settings.grpc_port or free_port(host)
@@ -217,6 +218,18 @@ class TritonServer:
         if failures:
             reasons = "; ".join(f"{f.model}: {f.detail}" for f in failures)
             raise ServerError(f"{len(failures)} of {len(wanted)} models did not load. {reasons}", self.log_file)
+        self._stubs = self._find_stubs(wanted)
+
+    def dead_models(self) -> list[str]:
+        """Returns the models whose process has died.
+
+        Triton 2.51 goes on calling such a model ready, leaves its requests in flight unanswered and fails new ones.
+        """
+        return [
+            model
+            for model, stub in self._stubs.items()
+            if not stub.is_running() or stub.status() == psutil.STATUS_ZOMBIE
+        ]
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Waits for the process to end; returns its exit code, or None when the time is up first."""
@@ -233,6 +246,7 @@ class TritonServer:
         An interrupt (Ctrl-C, once more) while it waits stops it by force at once.
         """
         process, self._process = self._process, None
+        self._stubs = {}
         if process is not None:
             family = self._descendants(process.pid)
             if process.poll() is None:
@@ -283,7 +297,7 @@ class TritonServer:
         python.mkdir(parents=True)
         for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
             shutil.copy(self.install.python_backend / name, python / name)
-        shutil.copy(self.install.stub, python / "triton_python_backend_stub")
+        shutil.copy(self.install.stub, python / STUB)
         (backends / "vllm").symlink_to(project_root() / "backends" / "vllm")
         return backends
 
@@ -370,6 +384,18 @@ class TritonServer:
                 event = LoadEvent(model, "failed", time.monotonic() - start, detail)
         on_event(event)
         return event
+
+    def _find_stubs(self, models: list[str]) -> dict[str, psutil.Process]:
+        """Finds the process of each model: Python backend stubs get the path of their `model.py` as an argument."""
+        stubs = {}
+        for process in self._descendants(self._process.pid) if self._process else []:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                words = process.cmdline()
+                if words and words[0].endswith(STUB):
+                    for model in models:
+                        if any(f"/{model}/" in word for word in words[1:]):
+                            stubs[model] = process
+        return stubs
 
     @staticmethod
     def _descendants(pid: int) -> list[psutil.Process]:

@@ -105,6 +105,11 @@ class StepRunner:
         return SUBSAMPLING * (first_output - 1) + 1
 
     @property
+    def captured(self) -> bool:
+        """Whether steps run as CUDA graphs."""
+        return bool(self._graphs)
+
+    @property
     def bucket_sizes(self) -> list[int]:
         """Batch sizes that graphs are captured for: powers of two up to the largest batch."""
         sizes = [1]

@@ -1,0 +1,230 @@
+"""`triton-voice bench`: the benchmarks of `perf/triton_voice_bench`, which is part of a checkout and of the image."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from triton_voice import checkpoints
+from triton_voice.checkpoints import Size
+from triton_voice.cli.console import err, fail, out
+from triton_voice.cli.serving import running
+from triton_voice.errors import InvalidInput
+from triton_voice.server import ServerSettings, TritonServer
+from triton_voice.server.settings import Device, Weights
+
+if TYPE_CHECKING:
+    from triton_voice_bench.report import Report
+
+DEFAULT_METRICS_PORT = 8002
+MAX_WIDTH = 200
+UNKNOWN_WEIGHTS = "whatever the server at {url} has loaded"
+
+app = typer.Typer(
+    help="Measure this machine. Each benchmark prints a table, and writes and draws it where asked to.",
+    no_args_is_help=True,
+)
+
+Server = Annotated[
+    str | None,
+    typer.Option("--server", envvar="TRITON_VOICE_URL", help="Measure a running server; default: one of its own."),
+]
+MetricsUrl = Annotated[
+    str | None, typer.Option("--metrics", help="A running server's metrics. Default: port 8002 of its host, /metrics.")
+]
+Label = Annotated[str | None, typer.Option("--label", help="What is known of a running server's weights.")]
+CheckpointSize = Annotated[Size, typer.Option(help="Random weights: tiny, or full with the published shapes.")]
+OwnCheckpoint = Annotated[
+    str | None, typer.Option("--checkpoint", help="A .nemo file or hub name instead of random weights.")
+]
+Precision = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of encoder, predictor and joint.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", help="Draw it here (png, svg, pdf), with the result as JSON beside it.")
+]
+
+
+@app.command("asr")
+def asr(
+    streams: Annotated[str, typer.Option(help="Callers at once, a row each.")] = "1,4,16,64",
+    latency: Annotated[int, typer.Option(help="Lookahead, and length of a chunk, ms.")] = 160,
+    paced: Annotated[
+        bool, typer.Option("--paced/--unpaced", help="At the speed of speech, or as fast as it is answered.")
+    ] = True,
+    seconds: Annotated[float, typer.Option(help="Audio of each stream.")] = 20.0,
+    wav: Annotated[Path | None, typer.Option(help="What the callers say. Default: a recorded question.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Client processes. Default: one for 16 streams, two at least.")
+    ] = None,
+    server: Server = None,
+    metrics: MetricsUrl = None,
+    label: Label = None,
+    size: CheckpointSize = "tiny",
+    checkpoint: OwnCheckpoint = None,
+    precision: Precision = "float32",
+    device: Device = "auto",
+    json_file: Json = None,
+    plot: Plot = None,
+) -> None:
+    """A server's recogniser under a growing number of callers: latency from the last sample, who kept up, at what cost.
+
+    --size, --checkpoint, --precision and --device are those of a server of its own.
+    """
+    _require_package(plot)
+    from triton_voice_bench import asr as bench
+
+    asked = bench.AsrBench(_numbers("--streams", streams), latency, seconds, paced, wav, processes)
+    environment = {"PARAKEET_PRECISION": precision, "PARAKEET_MAX_STREAMS": str(max(128, *asked.streams))}
+    with (
+        _server(server, metrics, label, size, checkpoint, device, environment) as (url, metrics_url, weights),
+        Progress(
+            TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
+        ) as progress,
+    ):
+        tasks: dict[int, TaskID] = {}
+
+        def on_progress(streams: int, settled: int, of: int) -> None:
+            if streams not in tasks:
+                tasks[streams] = progress.add_task(f"{streams} streams", total=of)
+            progress.update(tasks[streams], completed=settled)
+
+        report = bench.run(asked, url, metrics_url, weights, on_progress)
+    _show(report, bench.COLUMNS, json_file, plot)
+    for row in report.rows:
+        for message in row["error_messages"]:
+            err.print(f"[red]{row['streams']} streams:[/] {message}", highlight=False, soft_wrap=True)
+
+
+@app.command("asr-engine")
+def asr_engine(
+    batch: Annotated[str, typer.Option(help="Streams per step, a row each.")] = "1,8,32,64,128,256",
+    latency: Annotated[int, typer.Option(help="Lookahead, and length of a chunk, ms.")] = 160,
+    size: CheckpointSize = "full",
+    checkpoint: OwnCheckpoint = None,
+    precision: Precision = "float32",
+    device: Device = "auto",
+    steps: Annotated[int, typer.Option(min=5, help="Steps measured for a row.")] = 100,
+    row_seconds: Annotated[float, typer.Option(help="A row gets fewer steps, or is skipped, beyond this.")] = 60.0,
+    json_file: Json = None,
+    plot: Plot = None,
+) -> None:
+    """The recogniser's engine without a server: step time by batch, its floor, and upstream NeMo in the same run."""
+    _require_package(plot)
+    from triton_voice_bench import asr_engine as bench
+
+    numbers = _numbers("--batch", batch)
+    with err.status("checkpoint ...") as status:
+        weights = _parakeet(size, checkpoint, lambda part: status.update(f"making the {size} {part} checkpoint ..."))
+        assert weights.parakeet is not None
+        asked = bench.EngineBench(weights.parakeet, numbers, latency, precision, device, steps, row_seconds)
+        report = bench.run(asked, weights.label, lambda what: status.update(f"{what} ..."))
+    _show(report, bench.COLUMNS, json_file, plot)
+
+
+@app.command("perf-analyzer")
+def perf_analyzer(
+    streams: Annotated[str, typer.Option(help="Callers at once, a run each.")] = "1,4",
+    realtime: Annotated[
+        bool, typer.Option("--realtime/--closed", help="At the speed of speech, or as fast as it is answered.")
+    ] = True,
+    seconds: Annotated[float, typer.Option(help="Length of a measurement window; runs take three or more.")] = 5.0,
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Where input, exports and logs go.")] = Path(
+        "perf-analyzer"
+    ),
+    wav: Annotated[Path | None, typer.Option(help="What the callers say. Default: a recorded question.")] = None,
+    binary: Annotated[Path | None, typer.Option(help="perf_analyzer. Default: the one on PATH.")] = None,
+    server: Server = None,
+    label: Label = None,
+    size: CheckpointSize = "tiny",
+    checkpoint: OwnCheckpoint = None,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """NVIDIA's perf_analyzer on the recogniser: a second opinion that shares no code with this project."""
+    _require_package(None)
+    from triton_voice_bench import perf_analyzer as bench
+
+    tool = bench.find(binary)
+    asked = bench.PerfAnalyzerBench(_numbers("--streams", streams), realtime, seconds, folder, wav)
+    with _server(server, None, label, size, checkpoint, device, {}) as (url, _, weights):
+        report = bench.run(
+            asked, tool, url, weights, lambda command: err.print(command, style="dim", soft_wrap=True, highlight=False)
+        )
+    _show(report, bench.COLUMNS, json_file, None)
+    out.print(f"input, exports and logs: {folder}", soft_wrap=True, highlight=False)
+
+
+def _require_package(plot: Path | None) -> None:
+    """Says what is missing before anything is measured."""
+    if importlib.util.find_spec("triton_voice_bench") is None:
+        fail("the benchmarks are not installed: they are in perf/triton_voice_bench of a checkout; run `make setup`")
+    for package in ("psutil", "matplotlib"):
+        if (package == "psutil" or plot is not None) and importlib.util.find_spec(package) is None:
+            fail(f"{package} is not installed: pip install {package}, or the extra `bench` of triton-voice")
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise InvalidInput(f"{option} {text}: give positive numbers separated by commas, e.g. 1,4,16")
+    return numbers
+
+
+def _parakeet(size: Size, checkpoint: str | None, on_part: Callable[[str], None]) -> Weights:
+    """The recogniser's checkpoint: the one named, or random weights of a size."""
+    if checkpoint is not None:
+        return Weights(parakeet=checkpoint, label=checkpoint)
+    made = checkpoints.make(size, parts=("parakeet",), on_part=on_part).weights()
+    return Weights(parakeet=made.parakeet, label=made.label)
+
+
+@contextlib.contextmanager
+def _server(
+    url: str | None,
+    metrics_url: str | None,
+    label: str | None,
+    size: Size,
+    checkpoint: str | None,
+    device: Device,
+    environment: dict[str, str],
+) -> Iterator[tuple[str, str | None, str]]:
+    """The given server, or one of its own with the recogniser alone: gRPC endpoint, metrics, what is known of it."""
+    if url is not None:
+        host = url.rpartition(":")[0]
+        metrics_url = metrics_url or f"http://{host}:{DEFAULT_METRICS_PORT}/metrics"
+        yield url, metrics_url, label or UNKNOWN_WEIGHTS.format(url=url)
+        return
+    with err.status("checkpoint ..."):
+        weights = _parakeet(size, checkpoint, lambda part: None)
+    settings = ServerSettings(grpc_port=0, http_port=0, metrics_port=0, device=device, only=("parakeet",))
+    with running(TritonServer(settings, weights, environment)) as server:
+        yield server.grpc_url, server.metrics_url, weights.label
+
+
+def _show(report: Report, columns: Sequence[tuple[str, str]], json_file: Path | None, plot: Path | None) -> None:
+    """Prints the table, then writes the file, then draws the plot from the file."""
+    table = report.table(columns)
+    natural = Measurement.get(out, out.options.update(max_width=MAX_WIDTH), table).maximum
+    Console(width=max(natural, out.width)).print(table)  # figures are not cut to the width of a terminal or of a pipe
+    out.print(report.caption(), soft_wrap=True, highlight=False)
+    if plot is not None:
+        json_file = json_file or plot.with_suffix(".json")
+    if json_file is not None:
+        report.write(json_file)
+        out.print(f"written: {json_file}", soft_wrap=True, highlight=False)
+    if plot is not None and json_file is not None:
+        from triton_voice_bench.plot import plot as draw
+
+        draw(json_file, plot)
+        out.print(f"drawn: {plot}", soft_wrap=True, highlight=False)

@@ -1,0 +1,114 @@
+"""Draws a benchmark's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from triton_voice_bench.report import Report, cell
+
+SIZE_INCHES = (11.0, 4.8)
+DPI = 130
+
+
+def plot(source: Path, target: Path) -> None:
+    """Draws the file that a benchmark wrote.
+
+    Args:
+        source: The JSON file.
+        target: The picture; its suffix is its format (png, svg, pdf).
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: There is no drawing for this benchmark.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    report = Report.read(source)
+    if report.bench not in _DRAWINGS:
+        raise ValueError(f"no plot for the benchmark {report.bench!r}; there are {', '.join(_DRAWINGS)}")
+    figure, axes = pyplot.subplots(1, 2, figsize=SIZE_INCHES, layout="constrained")
+    _DRAWINGS[report.bench](report, *axes)
+    for axis in axes:
+        axis.grid(True, which="major", alpha=0.3)
+        axis.legend(fontsize="small", framealpha=0.9)
+    figure.suptitle(report.caption(), fontsize="small")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=DPI)
+    pyplot.close(figure)
+
+
+def line(axis: Any, report: Report, x: str, y: str, label: str, **style: Any) -> None:
+    """Draws one field of the rows over another; rows that lack it are left out."""
+    points = [(cell(row, x), cell(row, y)) for row in report.rows if cell(row, y) is not None]
+    if points:
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label, **style)
+
+
+def powers(axis: Any, report: Report, x: str, label: str) -> None:
+    """Makes the horizontal axis that of the rows' sizes, which double."""
+    sizes = sorted({row[x] for row in report.rows})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.minorticks_off()
+    axis.set_xlabel(label)
+
+
+def milliseconds(axis: Any) -> None:
+    """Makes the vertical axis logarithmic, in plain numbers of milliseconds."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_ylabel("ms")
+
+
+def _asr(report: Report, left: Any, right: Any) -> None:
+    for percentile, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
+        line(left, report, "streams", f"chunk_ms.{percentile}", f"chunk {percentile}", color="C0", linestyle=style)
+        line(left, report, "streams", f"final_ms.{percentile}", f"final {percentile}", color="C3", linestyle=style)
+    chunk_ms = report.settings["latency_ms"]
+    left.axhline(chunk_ms, color="0.4", linewidth=1, label=f"one chunk ({chunk_ms} ms)")
+    left.set_title(f"from the last sample to the answer ({report.settings['mode']})", fontsize="medium")
+    powers(left, report, "streams", "streams")
+    milliseconds(left)
+
+    line(right, report, "streams", "server_cpu_percent", "server CPU", color="C1")
+    line(right, report, "streams", "client_cpu_percent", "callers' CPU", color="C7")
+    right.axhline(100 * report.machine["cores"], color="0.4", linewidth=1, label="all cores")
+    right.set_ylim(bottom=0)
+    right.set_ylabel("% of one core")
+    right.set_title("cost", fontsize="medium")
+    powers(right, report, "streams", "streams")
+    steps = right.twinx()
+    line(steps, report, "streams", "step_streams", "streams a step (right)", color="C2")
+    line(steps, report, "streams", "step_ms", "step, ms (right)", color="C4")
+    steps.set_ylim(bottom=0)
+    steps.set_ylabel("streams a step; ms")
+    lines, labels = steps.get_legend_handles_labels()
+    for handle, label in zip(lines, labels, strict=True):  # one legend for both axes
+        right.plot([], [], color=handle.get_color(), marker="o", markersize=4, label=label)
+
+
+def _asr_engine(report: Report, left: Any, right: Any) -> None:
+    line(left, report, "batch", "step_ms", "this engine, one step", color="C0")
+    line(left, report, "batch", "reference_ms", "NeMo, eager, one stream's step", color="C3", linestyle="--")
+    line(left, report, "batch", "floor_ms", "reading the weights once", color="0.4", linestyle=":")
+    left.set_title(f"time of a step of {report.settings['latency_ms']} ms of audio", fontsize="medium")
+    powers(left, report, "batch", "streams in the batch")
+    milliseconds(left)
+
+    line(right, report, "batch", "live_streams", "this engine", color="C0")
+    line(right, report, "batch", "reference_live_streams", "NeMo, eager, one at a time", color="C3", linestyle="--")
+    right.set_title("live streams that the steps imply", fontsize="medium")
+    right.set_ylabel("streams in real time")
+    right.set_ylim(bottom=0)
+    powers(right, report, "batch", "streams in the batch")
+
+
+_DRAWINGS = {"asr": _asr, "asr-engine": _asr_engine}
