@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parakeet_engine import AudioRequest, Checkpoint, Engine, EngineSettings, Observer
+from parakeet_engine import AsrError, AudioRequest, Checkpoint, Engine, EngineSettings, Observer, Unavailable
 from parakeet_engine.runner import StepRunner
 from parakeet_engine.stream import Stream
 from support import SAMPLE_RATE, speechlike
@@ -154,6 +154,23 @@ def test_an_abandoned_stream_gives_its_slot_back_at_once(tiny):
         assert done.is_final
     finally:
         engine.close()
+
+
+def test_a_fault_inside_is_answered_and_the_engine_goes_on(tiny, monkeypatch):
+    engine = Engine(EngineSettings(checkpoint=str(tiny.parakeet), device="cpu"))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.runner, "step", lambda *args: 1 / 0)
+            assert isinstance(ask(engine, "a", speechlike(1), start=True).get(timeout=TIMEOUT_S), AsrError)
+        with monkeypatch.context() as patch:
+            patch.setattr(Stream, "next_chunk", lambda self: 1 / 0)
+            assert isinstance(ask(engine, "b", speechlike(1), start=True).get(timeout=TIMEOUT_S), AsrError)
+        assert ask(engine, "c", speechlike(1), start=True, end=True).get(timeout=TIMEOUT_S).is_final
+        assert engine.active_streams == 0
+    finally:
+        engine.close()
+    with pytest.raises(Unavailable):
+        ask(engine, "d", speechlike(1), start=True)
 
 
 @pytest.mark.gpu

@@ -63,6 +63,7 @@ class _Abandon:
     """A stream whose caller is gone."""
 
     stream: Hashable
+    noticed: float
 
 
 class Engine:
@@ -105,6 +106,7 @@ class Engine:
         self._waiting: deque[Stream] = deque()
         self._busy: dict[Hashable, Stream] = {}  # streams with pending requests and a slot, oldest first
         self._inbox: queue.SimpleQueue[AudioRequest | _Abandon | None] = queue.SimpleQueue()
+        self._closed = False
         self.runner.warm_up()
         self._thread = threading.Thread(target=self._run, name="parakeet-engine", daemon=True)
         self._thread.start()
@@ -119,17 +121,21 @@ class Engine:
 
         Raises:
             InvalidRequest: The request can never be served; `respond` is not called.
+            Unavailable: The engine is closed; `respond` is not called.
         """
+        if self._closed:
+            raise Unavailable("the server is shutting down")
         self._validate(request)
         request.submitted = time.monotonic()
         self._inbox.put(request)
 
     def abandon(self, stream: Hashable) -> None:
-        """Drops a stream whose caller went away, at once; an unknown one is no error."""
-        self._inbox.put(_Abandon(stream))
+        """Drops a stream whose caller went away, unless it was begun again since; an unknown one is no error."""
+        self._inbox.put(_Abandon(stream, time.monotonic()))
 
     def close(self) -> None:
         """Answers what is complete, fails the rest, and stops the threads."""
+        self._closed = True
         self._inbox.put(None)
         self._thread.join()
         self._delivery.close()
@@ -159,11 +165,16 @@ class Engine:
     def _run(self) -> None:
         open_ = True
         while open_:
-            open_ = self._read_inbox()
-            self._expire()
-            for lookahead, chunks in self._collect().items():
-                for i in range(0, len(chunks), self.settings.max_batch):
-                    self._step(lookahead, chunks[i : i + self.settings.max_batch])
+            try:
+                open_ = self._read_inbox()
+                self._expire()
+                for lookahead, chunks in self._collect().items():
+                    for i in range(0, len(chunks), self.settings.max_batch):
+                        self._step(lookahead, chunks[i : i + self.settings.max_batch])
+            except Exception as error:  # nobody may wait for ever because of a fault here
+                _log.exception("the engine failed; its streams are dropped")
+                for stream in list(self._streams.values()):
+                    self._drop(stream, AsrError(f"recognition failed inside the server: {error}"))
         closing = Unavailable("the server is shutting down")
         for stream in list(self._streams.values()):
             self._drop(stream, closing)
@@ -177,7 +188,7 @@ class Engine:
                     return False
                 if isinstance(item, AudioRequest):
                     self._admit(item)
-                elif (stream := self._streams.get(item.stream)) is not None:
+                elif (stream := self._streams.get(item.stream)) is not None and stream.started <= item.noticed:
                     self._delivery.run(self._observer.evicted)
                     self._drop(stream, SequenceLost(f"sequence {stream.key} was abandoned by its caller"))
                 item = self._inbox.get_nowait()
@@ -202,7 +213,7 @@ class Engine:
             if request.latency_ms is not None:
                 lookahead = self.checkpoint.lookaheads[request.latency_ms]
             prompt = self.checkpoint.prompts.get(request.language or self.checkpoint.default_language, 0)
-            stream = self._streams[key] = Stream(key, lookahead, self.runner, prompt)
+            stream = self._streams[key] = Stream(key, lookahead, self.runner, prompt, request.submitted)
             if self._free:
                 stream.slot = self._free.pop()
                 self._tell_active()

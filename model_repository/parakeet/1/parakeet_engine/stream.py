@@ -25,6 +25,7 @@ class Stream:
         lookahead: Its latency mode.
         runner: Knows the window arithmetic.
         prompt: Index of its language's prompt.
+        started: Engine clock of its START, seconds.
 
     Attributes:
         slot: Its slot, None while it waits for one.
@@ -33,11 +34,12 @@ class Stream:
         deadline: Engine clock until when it may wait for a slot.
     """
 
-    def __init__(self, key: Hashable, lookahead: Lookahead, runner: StepRunner, prompt: int = 0):
+    def __init__(self, key: Hashable, lookahead: Lookahead, runner: StepRunner, prompt: int = 0, started: float = 0.0):
         self.key = key
         self.lookahead = lookahead
         self.slot: int | None = None
         self.pending: deque[AudioRequest] = deque()
+        self.started = started
         self.last_request = 0.0
         self.deadline = 0.0
         self.queued_samples = 0
