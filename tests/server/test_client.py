@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 
 import pytest
 
@@ -119,9 +118,7 @@ def test_a_model_that_is_not_there_and_a_server_that_goes(tiny, tmp_path):
             await asyncio.to_thread(server.stop)
             with pytest.raises(ServerGone):
                 await stream.send(speechlike(0.3))
-            began = time.monotonic()
-            assert not (await voice.ready()).live
-            assert time.monotonic() - began < 30  # an answer, not a hang
+            assert not (await asyncio.wait_for(voice.ready(), 30)).live
 
     with TritonServer(settings, Weights(parakeet=str(tiny.parakeet))) as server:
         asyncio.run(use(server))
