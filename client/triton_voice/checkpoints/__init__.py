@@ -7,6 +7,7 @@ and say is nonsense, and every place that shows it says so.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import logging
 import os
@@ -21,8 +22,6 @@ from triton_voice.server.settings import Weights
 
 Size = Literal["tiny", "full"]
 PARTS = ("parakeet", "magpie", "llm")
-FORMAT = 1
-"""Raised when the makers change, so that a cache of an older version is made anew."""
 RANDOM_WEIGHTS_NOTE = "random weights: what it hears, thinks and says is nonsense"
 
 
@@ -61,8 +60,10 @@ class Checkpoints:
 
 
 def folder_of(size: Size, seed: int = 0) -> Path:
-    """Returns the cache folder of one size."""
-    return cache_dir() / "checkpoints" / f"{size}-v{FORMAT}-seed{seed}"
+    """Returns the cache folder of one size; its name has a hash of the makers, so that changed ones make anew."""
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    digest = hashlib.sha256(sources).hexdigest()[:8]
+    return cache_dir() / "checkpoints" / f"{size}-{digest}-seed{seed}"
 
 
 @contextlib.contextmanager
