@@ -8,12 +8,14 @@ locale.setlocale(locale.LC_ALL, "C.UTF-8")
 import gc
 import json
 import os
+import sys
 import traceback
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
 from vllm_chat import contract, settings
+from vllm_chat.control_mode import unloads_on_request
 from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, Unavailable
 
 # Names, not values: while Triton completes the configuration, its module has no TritonError yet.
@@ -44,36 +46,6 @@ class TritonReply:
         return self._sender.is_cancelled()
 
 
-class RunningGauge:
-    """The metric of running requests.
-
-    Triton's metric objects crash the process when they outlive the model, so `close` lets go of them explicitly.
-    """
-
-    def __init__(self, model_name, version):
-        self._family = self._metric = None
-        try:
-            self._family = pb_utils.MetricFamily(
-                name="triton_voice_llm_requests_running",
-                description="Requests in the engine: waiting, in prefill or streaming",
-                kind=pb_utils.MetricFamily.GAUGE,
-            )
-            self._metric = self._family.Metric(labels={"model": model_name, "version": version})
-            self.set(0)
-        except pb_utils.TritonModelException:  # the server runs with --allow-metrics=false
-            self.close()
-
-    def set(self, count):
-        """Show a new count."""
-        if self._metric is not None:
-            self._metric.set(count)
-
-    def close(self):
-        """Give the metric back; `set` does nothing afterwards."""
-        self._metric = None
-        self._family = None
-
-
 class TritonPythonModel:
     """One vLLM engine behind Triton's decoupled protocol."""
 
@@ -88,18 +60,25 @@ class TritonPythonModel:
         if not pb_utils.using_decoupled_model_transaction_policy(config):
             raise pb_utils.TritonModelException("the vllm backend needs model_transaction_policy { decoupled: true }")
         folder = Path(args["model_repository"]) / args["model_version"]
+        # So that engine arguments can name Python files beside model.json, e.g. `logits_processors`; Triton makes only
+        # the backend's folder importable. vLLM hands the path on to the engine's process.
+        sys.path.append(str(folder))
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         try:
             wanted = settings.load(folder, args["model_name"], parameters, os.environ)
-            self._gauge = RunningGauge(args["model_name"], args["model_version"])
-            self._engine = self._start(wanted, args["model_name"], self._gauge.set)
+            from triton_metrics import Metrics  # not above: while Triton completes the configuration it has no metrics
+
+            labels = {"model": args["model_name"], "version": args["model_version"]}
+            self._name, self._unload_dead = args["model_name"], wanted.unload_dead
+            self._metrics = Metrics(labels, self._engine_died)
+            self._engine = self._start(wanted, args["model_name"], self._metrics)
         except BackendError as error:
             if error.__cause__ is not None:
                 pb_utils.Logger.log_error("".join(traceback.format_exception(error.__cause__)))
             raise pb_utils.TritonModelException(str(error)) from None
 
     @staticmethod
-    def _start(wanted, model_name, show_running):
+    def _start(wanted, model_name, observer):
         # vLLM reads the environment when it is imported, so the defaults must be set before that; torch alone tells
         # whether there is a GPU.
         import torch
@@ -114,7 +93,28 @@ class TritonPythonModel:
         def log(line):
             pb_utils.Logger.log_warn(f"[{model_name}] {line}")
 
-        return LlmEngine(engine_args, model_name, wanted.chat_template_kwargs, log, show_running)
+        return LlmEngine(
+            engine_args,
+            model_name,
+            wanted.chat_template_kwargs,
+            log,
+            parsers=wanted.parsers,
+            loras=wanted.loras,
+            observer=observer,
+            with_statistics=wanted.report_metrics,
+        )
+
+    def _engine_died(self):
+        """Have Triton unload the model, so that it is no longer ready; requests are refused until that is done."""
+        if not self._unload_dead:
+            return
+        if unloads_on_request(os.getppid()):
+            pb_utils.unload_model(self._name)
+        else:
+            pb_utils.Logger.log_error(
+                f"[{self._name}] Triton says that the model is still ready, because it runs without "
+                "--model-control-mode=explicit; restart the server"
+            )
 
     def execute(self, requests):
         """Hand each request to the engine and return at once; answers come from the courier's thread."""
@@ -132,8 +132,12 @@ class TritonPythonModel:
     def finalize(self):
         """End running requests, the engine's process and the threads."""
         if hasattr(self, "_engine"):
+            pb_utils.Logger.log_info(f"[{self._name}] stopping the engine")
             self._engine.shutdown()
             del self._engine
-        self._gauge.close()
+            pb_utils.Logger.log_info(f"[{self._name}] the engine has stopped")
+        if hasattr(self, "_metrics"):
+            self._metrics.close()
+            del self._metrics
         # Triton's objects that hang in reference cycles must go before the shared memory behind them does.
         gc.collect()

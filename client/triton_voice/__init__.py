@@ -11,24 +11,44 @@ from triton_voice.errors import (
     ServerGone,
     TritonVoiceError,
 )
-from triton_voice.types import Readiness, SpeechChunk, TextDelta, Transcript, Word
+from triton_voice.types import (
+    ChatDelta,
+    ChatFinish,
+    Readiness,
+    ReasoningDelta,
+    ReplyDelta,
+    SpeechChunk,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    Transcript,
+    Usage,
+    Word,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_URL",
+    "ChatDelta",
+    "ChatFinish",
     "InvalidInput",
     "ModelNotReady",
     "Readiness",
+    "ReasoningDelta",
+    "ReplyDelta",
     "SequenceLost",
     "ServerFault",
     "ServerFull",
     "ServerGone",
     "SpeechChunk",
     "TextDelta",
+    "ToolCall",
+    "ToolCallDelta",
     "Transcript",
     "TritonVoice",
     "TritonVoiceError",
+    "Usage",
     "Word",
     "__version__",
     "in_chunks",

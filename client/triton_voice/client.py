@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as grpc_aio
 from tritonclient.utils import InferenceServerException
 
+from triton_voice import chat as chatting
 from triton_voice.audio import Samples, resampled
 from triton_voice.errors import ServerGone, TritonVoiceError
 from triton_voice.recognition import START_TIMEOUT_S, RecognitionStream
 from triton_voice.stream import stream_infer
-from triton_voice.types import ASR_SAMPLE_RATE, Readiness, SpeechChunk, TextDelta, Transcript, Word
+from triton_voice.types import ASR_SAMPLE_RATE, ChatDelta, Readiness, SpeechChunk, TextDelta, Transcript, Word
 
 DEFAULT_URL = "127.0.0.1:8001"
 KEEPALIVE = triton_grpc.KeepAliveOptions(keepalive_time_ms=60_000, keepalive_timeout_ms=20_000)
@@ -159,10 +160,13 @@ class TritonVoice:
             voice: One of the checkpoint's voices; None takes the server's default.
             language: Language of the text.
             seed: The same seed gives the same speech.
-            **parameters: Further request parameters, e.g. `temperature`, `top_k`, `cfg_scale`, `max_seconds`.
+            **parameters: Further request parameters, e.g. `temperature`, `top_k`, `cfg_scale`, `max_seconds`, or
+                `utterance`, an id: texts with the same id are pieces of one utterance, spoken in the order in which
+                they are sent, each iteration yielding its own piece.
 
         Yields:
-            Chunks of audio as they are made, none of them empty.
+            Chunks of audio as they are made, each with the words that begin in it; none of them empty, but for a last
+            one that may have words alone.
 
         Raises:
             InvalidInput: An unknown voice, language or parameter.
@@ -178,9 +182,41 @@ class TritonVoice:
         async with contextlib.aclosing(stream_infer(self.client, request)) as results:
             async for result in results:
                 audio = result.as_numpy("AUDIO").reshape(-1)
-                if len(audio):
-                    words = tuple(Word(**word) for word in json.loads(_text(result, "WORDS")))
+                words = tuple(Word(**word) for word in json.loads(_text(result, "WORDS")))
+                if len(audio) or words:
                     yield SpeechChunk(audio, words=words)
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | str,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        reasoning: bool | None = None,
+        **sampling: Any,
+    ) -> AsyncGenerator[ChatDelta, None]:
+        """Continues a conversation: the model's own chat template, tool calls and thoughts.
+
+        Args:
+            messages: OpenAI messages (`role`, `content`, ...), or one user message's text.
+            tools: OpenAI tools.
+            reasoning: Whether the model thinks first; None leaves it to the server, which does not by default.
+            **sampling: Further fields of OpenAI's chat.completions body, e.g. `max_tokens`, `temperature`, `seed`,
+                `stop`, `tool_choice`, `response_format`.
+
+        Yields:
+            `ReplyDelta`, `ReasoningDelta` and `ToolCallDelta` as they come, `ChatFinish` with the whole tool calls, and
+            `Usage` last.
+
+        Raises:
+            InvalidInput: A message, tool or parameter is wrong; the sentence names it.
+            ServerFull: The server's queue is full.
+            ModelNotReady: The model is not loaded, or its engine died.
+            ServerGone: The server cannot be reached.
+        """
+        request = chatting.body(messages, tools, reasoning, sampling)
+        async with contextlib.aclosing(chatting.chat(self.client, request)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def generate(self, prompt: str, **sampling: Any) -> AsyncGenerator[TextDelta, None]:
         """Continues a prompt, as Triton's stock vLLM backend does: no chat template is applied.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +82,102 @@ class TextDelta:
 
     text: str
     finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyDelta:
+    """A piece of what a chat's reply says.
+
+    Attributes:
+        text: What is new.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """A piece of what the model thinks before it replies.
+
+    Attributes:
+        text: What is new.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a tool call; `ChatFinish` has the whole calls.
+
+    Attributes:
+        index: Which of the reply's calls.
+        id: The call's id.
+        name: The function's name, as far as it is known.
+        arguments: What is new of its arguments, JSON text.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model asks for.
+
+    Attributes:
+        id: Goes into the `tool_call_id` of the message with the result.
+        name: The function's name.
+        arguments: Its arguments, JSON text.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+    def parsed(self) -> dict[str, Any]:
+        """Returns the arguments as an object.
+
+        Raises:
+            ValueError: The reply was cut off (`finish_reason` is `length`) before they were complete.
+        """
+        return dict(json.loads(self.arguments or "{}"))
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFinish:
+    """The end of a reply.
+
+    Attributes:
+        reason: `stop`, `length` or `tool_calls`.
+        tool_calls: The calls that the model asks for.
+    """
+
+    reason: str
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a reply cost; comes last.
+
+    Attributes:
+        prompt_tokens: Length of the rendered conversation.
+        completion_tokens: Length of the reply with its thoughts.
+        cached_tokens: How much of the prompt the server still knew from before.
+        reasoning_tokens: How much of the reply was thoughts.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+ChatDelta = ReplyDelta | ReasoningDelta | ToolCallDelta | ChatFinish | Usage
+"""What `TritonVoice.chat` yields."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,4 +111,52 @@ def _asr_engine(report: Report, left: Any, right: Any) -> None:
     powers(right, report, "batch", "streams in the batch")
 
 
-_DRAWINGS = {"asr": _asr, "asr-engine": _asr_engine}
+def _llm(report: Report, left: Any, right: Any) -> None:
+    for side, name, color in (("", "through Triton", "C0"), ("reference_", "bare vLLM", "C3")):
+        for percentile, style in (("p50", "-"), ("p95", "--")):
+            field = f"{side}first_token_ms.{percentile}"
+            line(left, report, "streams", field, f"{name} {percentile}", color=color, linestyle=style)
+        line(right, report, "streams", f"{side}tokens_per_s", name, color=color)
+    left.set_title("time to first token", fontsize="medium")
+    powers(left, report, "streams", "chats at once")
+    milliseconds(left)
+    right.set_title("all chats together", fontsize="medium")
+    right.set_ylabel("tokens/s")
+    right.set_ylim(bottom=0)
+    powers(right, report, "streams", "chats at once")
+
+
+def _tts(report: Report, left: Any, right: Any) -> None:
+    for percentile, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
+        field = f"first_audio_ms.{percentile}"
+        line(left, report, "streams", field, f"first audio {percentile}", color="C0", linestyle=style)
+    line(left, report, "streams", "chunk_gap_ms.p95", "chunk gap p95", color="C2", linestyle="--")
+    left.set_title("time to first audio", fontsize="medium")
+    powers(left, report, "streams", "listeners")
+    milliseconds(left)
+
+    line(right, report, "streams", "rtfx", "x real time, all together", color="C0")
+    line(right, report, "streams", "streams", "real time", color="0.4", linestyle=":")
+    right.set_ylabel("seconds of audio a second")
+    right.set_ylim(bottom=0)
+    right.set_title("throughput", fontsize="medium")
+    powers(right, report, "streams", "listeners")
+
+
+def _tts_engine(report: Report, left: Any, right: Any) -> None:
+    line(left, report, "batch", "step_ms", "this engine, one frame of all", color="C0")
+    line(left, report, "batch", "reference_ms", "NeMo's do_tts, one frame of one", color="C3", linestyle="--")
+    line(left, report, "batch", "floor_ms", "reading the weights once", color="0.4", linestyle=":")
+    left.set_title("time of a frame", fontsize="medium")
+    powers(left, report, "batch", "utterances at once")
+    milliseconds(left)
+
+    line(right, report, "batch", "rtfx", "this engine", color="C0")
+    line(right, report, "batch", "reference_rtfx", "NeMo's do_tts, one after the other", color="C3", linestyle="--")
+    right.set_title("throughput", fontsize="medium")
+    right.set_ylabel("seconds of audio a second")
+    right.set_ylim(bottom=0)
+    powers(right, report, "batch", "utterances at once")
+
+
+_DRAWINGS = {"asr": _asr, "asr-engine": _asr_engine, "llm": _llm, "tts": _tts, "tts-engine": _tts_engine}

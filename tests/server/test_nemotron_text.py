@@ -1,100 +1,21 @@
-"""The language model on the real server: the stock vLLM backend's contract, chat, refusals and cancellation."""
+"""Text generation on the real server: the stock vLLM backend's contract, refusals and cancellation."""
 
 import asyncio
+import base64
 import json
 import re
-import urllib.request
 
-import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
-from tritonclient.utils import InferenceServerException
 
-MODEL = "nemotron"
-PROMPT = "The quick brown fox"
-GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
-#: Long enough that it is certainly running when it is cancelled: many seconds of tokens on any machine.
-ENDLESS = {**GREEDY, "max_tokens": 30000}
-
-
-def tensor(name, value):
-    if isinstance(value, bool):
-        it = triton.InferInput(name, [1], "BOOL")
-        it.set_data_from_numpy(np.array([value]))
-    else:
-        it = triton.InferInput(name, [1], "BYTES")
-        it.set_data_from_numpy(np.array([value.encode()], dtype=np.object_))
-    return it
-
-
-def decoded(result):
-    """A response's outputs by name: lists of strings or numbers."""
-    names = [output.name for output in result.get_response().outputs]
-    outputs = {}
-    for name in names:
-        values = result.as_numpy(name).reshape(-1).tolist()
-        outputs[name] = [v.decode() if isinstance(v, bytes) else v for v in values]
-    return outputs
+from llm_client import ENDLESS, GREEDY, MODEL, PROMPT, generate, reply, responses, tensors, until_running
+from triton_voice import InvalidInput, TritonVoiceError
 
 
 @pytest.fixture
 async def client(server):
     async with triton.InferenceServerClient(server.grpc) as client:
         yield client
-
-
-async def responses(client, **inputs):
-    """All responses of one request as dictionaries; checks that the last carries the final flag."""
-
-    async def requests():
-        yield {"model_name": MODEL, "inputs": [tensor(name, value) for name, value in inputs.items()]}
-
-    got, finals, failure = [], [], None
-    # Read to the end of the stream, not only to the last response: a client that closes its channel in between makes
-    # Triton 2.51 hold on to the model, and a later shutdown waits for its whole exit timeout.
-    async for result, error in client.stream_infer(requests()):
-        failure = failure or error
-        if result is not None:
-            got.append(decoded(result))
-            finals.append(result.get_response().parameters["triton_final_response"].bool_param)
-    if failure:
-        raise failure
-    assert finals == [False] * (len(got) - 1) + [True]
-    return got
-
-
-async def generate(client, prompt=PROMPT, sampling=GREEDY, **inputs):
-    return await responses(client, text_input=prompt, sampling_parameters=json.dumps(sampling), **inputs)
-
-
-async def reply(client, prompt=PROMPT, sampling=GREEDY):
-    (only,) = await generate(client, prompt, sampling, exclude_input_in_output=True)
-    return only["text_output"][0]
-
-
-async def chat(client, **body):
-    got = await responses(client, chat_request=json.dumps({"messages": [{"role": "user", "content": "Hi"}], **body}))
-    return [json.loads(response["chat_chunk"][0]) for response in got]
-
-
-def content(chunks):
-    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
-
-
-async def running(server):
-    """How many requests the engine holds, from the server's metrics."""
-
-    def read():
-        with urllib.request.urlopen(server.metrics, timeout=10) as page:
-            return page.read().decode()
-
-    found = re.search(r"^triton_voice_llm_requests_running\{.*\} (\S+)$", await asyncio.to_thread(read), re.MULTILINE)
-    return float(found[1])
-
-
-async def until_running(server, count):
-    while await running(server) != count:
-        await asyncio.sleep(0.02)
 
 
 async def test_a_stream_says_what_a_single_answer_says(client):
@@ -197,7 +118,14 @@ async def test_neighbours_do_not_change_a_reply(client):
         ({"text_input": "word " * 40000}, "text_input: .*32768"),
         ({"text_input": ""}, "text_input must not be empty"),
         ({"chat_request": "{}"}, "messages must be a list"),
-        ({"chat_request": '{"messages": [{"role": "user", "content": "a"}], "tools": [{}]}'}, "tools cannot be used"),
+        ({"chat_request": '{"messages": [{"role": "user", "content": "a"}], "tools": [{}]}'}, "tools.0"),
+        ({"chat_request": "[]"}, "chat_request must be a JSON object"),
+        ({"chat_request": "{}", "text_input": "a"}, "leave out the input text_input"),
+        ({"text_input": "a", "sampling_parameters": '{"lora_name": "pirate"}'}, "loaded without LoRA"),
+        ({"text_input": "a", "sampling_parameters": '{"stop_token_ids": [99999999]}'}, "99999999|vocab"),
+        ({"text_input": "a", "sampling_parameters": '{"structured_outputs": {"regex": "("}}'}, "regex|grammar"),
+        ({"text_input": "a", "image": "no base64!"}, r"image\[0\] must be an image file in base64"),
+        ({"text_input": "a", "image": base64.b64encode(b"x").decode()}, "this model reads text only"),
         ({"chat_request": '{"messages": [{"role": "user", "content": "a"}], "model": "gpt-9"}'}, "gpt-9"),
     ],
 )
@@ -206,8 +134,8 @@ async def test_bad_input_is_refused_by_field_and_costs_nobody_else(client, input
     inputs = inputs or {"sampling_parameters": "{}"}
     good, bad = await asyncio.gather(reply(client), responses(client, **inputs), return_exceptions=True)
     assert good == expected
-    assert isinstance(bad, InferenceServerException)
-    assert re.search(message, bad.message())
+    assert isinstance(bad, InvalidInput)
+    assert re.search(message, str(bad))
 
 
 async def test_a_cancelled_stream_frees_the_engine(server, client):
@@ -216,7 +144,7 @@ async def test_a_cancelled_stream_frees_the_engine(server, client):
 
     async def requests():
         values = {"text_input": PROMPT, "stream": True, "sampling_parameters": json.dumps(ENDLESS)}
-        yield {"model_name": MODEL, "inputs": [tensor(name, value) for name, value in values.items()]}
+        yield {"model_name": MODEL, "inputs": tensors(**values)}
         await asyncio.Event().wait()
 
     stream = client.stream_infer(requests())
@@ -228,7 +156,7 @@ async def test_a_cancelled_stream_frees_the_engine(server, client):
 
     reader = asyncio.create_task(read())
     await started.wait()
-    assert await running(server) == 1
+    await until_running(server, 1)
     stream.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reader
@@ -243,62 +171,25 @@ async def test_a_vanished_client_frees_the_engine_though_nothing_is_sent_to_it(s
     await until_running(server, 1)
     task.cancel()
     await other.close()
-    with pytest.raises((asyncio.CancelledError, InferenceServerException)):
+    with pytest.raises((asyncio.CancelledError, TritonVoiceError)):
         await task
     await until_running(server, 0)
     assert await reply(client) != ""
 
 
-async def test_chat_streams_openai_chunks_and_ends_with_the_usage(client):
-    chunks = await chat(client, temperature=0, max_tokens=12)
-    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
-    assert len({chunk["id"] for chunk in chunks}) == 1
-    assert {chunk["model"] for chunk in chunks} == {MODEL}
-    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
-    assert content(chunks)
-    reasons = [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
-    assert reasons == ["length"]
-    assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"]["completion_tokens"] == 12
-    assert sum("usage" in chunk for chunk in chunks) == 1
+async def test_the_reply_keeps_to_a_grammar(client):
+    """`structured_outputs` as the stock backend wants it (a string in the JSON) and as an object."""
+    for spec in ({"regex": "(ab){3}[0-9]"}, json.dumps({"regex": "(ab){3}[0-9]"})):
+        said = await reply(client, sampling={"temperature": 1, "max_tokens": 40, "structured_outputs": spec})
+        assert re.fullmatch("(ab){3}[0-9]", said)
 
 
-async def test_chat_is_the_models_template_and_plain_generation(client):
-    """The template's text sent as a prompt gives the same reply."""
-    body = {"temperature": 0, "max_tokens": 12, "chat_template_kwargs": {"enable_thinking": False}}
-    prompt = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think></think>"
-    assert content(await chat(client, **body)) == await reply(client, prompt, {"temperature": 0, "max_tokens": 12})
-
-
-async def test_chat_does_not_think_unless_asked(client):
-    quiet, default, thinking = [
-        content(await chat(client, temperature=0, max_tokens=12, **extra))
-        for extra in (
-            {"chat_template_kwargs": {"enable_thinking": False}},
-            {},
-            {"chat_template_kwargs": {"enable_thinking": True}},
-        )
-    ]
-    assert quiet == default != thinking
-
-
-async def test_a_cancelled_chat_frees_the_engine(server, client):
-    await until_running(server, 0)
-    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 30000, "ignore_eos": True}
-
-    async def requests():
-        yield {"model_name": MODEL, "inputs": [tensor("chat_request", json.dumps(body))]}
-        await asyncio.Event().wait()
-
-    stream = client.stream_infer(requests())
-    reader = asyncio.create_task(_drain(stream))
-    await until_running(server, 1)
-    stream.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await reader
-    await until_running(server, 0)
-
-
-async def _drain(stream):
-    async for _ in stream:
-        pass
+async def test_request_parameters_are_sampling_parameters_too(client):
+    """As in the stock backend, when the input `sampling_parameters` is not there."""
+    (got,) = await responses(
+        client,
+        {"temperature": 0, "max_tokens": 3, "ignore_eos": True},
+        text_input=PROMPT,
+        return_num_output_tokens=True,
+    )
+    assert got["num_output_tokens"] == [3]

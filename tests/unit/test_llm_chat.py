@@ -4,9 +4,20 @@ import pytest
 
 from triton_voice.checkpoints import llm
 from vllm_chat import chat, settings
-from vllm_chat.errors import InvalidRequest
+from vllm_chat.errors import InvalidRequest, LoadFailed
 
 USER = [{"role": "user", "content": "Hello"}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Tells the weather.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+CALL = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'}}
 
 
 @pytest.mark.parametrize(
@@ -20,7 +31,13 @@ USER = [{"role": "user", "content": "Hello"}]
         ({"messages": [{"role": "user", "content": 5}]}, r"messages\[0\].content must be a string or a list"),
         ({"messages": USER, "max_token": 5}, "no field max_token; did you mean max_tokens"),
         ({"messages": USER, "temperature": "hot"}, "temperature: .*number"),
-        ({"messages": USER, "tools": [{"type": "function"}]}, "tools cannot be used: tool calls are not supported"),
+        ({"messages": USER, "tools": [{"type": "function"}]}, "tools.0.function: Field required"),
+        ({"messages": USER, "tools": "weather"}, "tools: .*list"),
+        ({"messages": USER, "tools": TOOLS, "tool_choice": "perhaps"}, "tool_choice"),
+        ({"messages": USER, "tool_choice": "required"}, "tools. must be set"),
+        ({"messages": USER, "functions": [{}]}, "functions cannot be used: .*use tools"),
+        ({"messages": USER, "chat_template_kwargs": "thinking"}, "chat_template_kwargs: .*dictionary"),
+        ({"messages": USER, "response_format": {"type": "poem"}}, "response_format"),
         ({"messages": USER, "n": 2}, "n must be 1, got 2"),
         ({"messages": USER, "chat_template": "{{ 1 }}"}, "chat_template cannot be used"),
         ({"messages": USER, "top_logprobs": 2}, "when using `top_logprobs`, `logprobs` must be set"),
@@ -75,6 +92,8 @@ def _renderer(folder):
         chat_template=None,
         chat_template_content_format="auto",
         default_chat_template_kwargs={"enable_thinking": False},
+        tool_parser="qwen3_coder",
+        enable_auto_tools=True,
     )
     base.shutdown()
 
@@ -98,3 +117,50 @@ async def test_the_prompt_is_what_transformers_renders(renderer, messages, kwarg
     )
     assert tokenizer.decode(prompt["prompt_token_ids"]) == expected
     assert prompt["prompt_token_ids"] == tokenizer(expected, add_special_tokens=False).input_ids
+
+
+async def test_a_conversation_with_tools_and_thoughts_is_rendered_as_transformers_does(renderer):
+    messages = [
+        *USER,
+        {"role": "assistant", "content": "", "reasoning_content": "Rome.", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+    ]
+    _, (prompt,) = await renderer.render_chat(chat._request({"messages": messages, "tools": TOOLS}, "id"))
+    tokenizer = renderer.renderer.get_tokenizer()
+    parsed = {**CALL, "function": {"name": "get_weather", "arguments": {"city": "Rome"}}}
+    expected = tokenizer.apply_chat_template(
+        [messages[0], {**messages[1], "tool_calls": [parsed]}, messages[2]],
+        tools=TOOLS,
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+    )
+    assert tokenizer.decode(prompt["prompt_token_ids"]) == expected
+    assert "<think>\nRome.\n</think>" in expected
+    assert "<parameter=city>\nRome\n</parameter>" in expected
+
+
+def test_the_servers_template_switches_become_the_requests_own():
+    """vLLM's parsers look for `enable_thinking` in the request."""
+    defaults = {"enable_thinking": False, "other": 1}
+    assert chat._request({"messages": USER}, "id", defaults).chat_template_kwargs == defaults
+    asked = chat._request({"messages": USER, "chat_template_kwargs": {"enable_thinking": True}}, "id", defaults)
+    assert asked.chat_template_kwargs == {"enable_thinking": True, "other": 1}
+
+
+@pytest.mark.parametrize("kind", ["tool_call_parser", "reasoning_parser"])
+def test_a_parser_that_vllm_lacks_is_named_with_those_that_it_has(kind):
+    with pytest.raises(LoadFailed, match=f"vLLM has no {kind} nano_v9; there are .*qwen3"):
+        chat._check_parsers({kind: "nano_v9"})
+
+
+def test_a_parser_comes_from_a_plugin_file(tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from vllm.reasoning import ReasoningParserManager\n"
+        "from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParser\n"
+        "@ReasoningParserManager.register_module('of_the_test')\n"
+        "class OfTheTest(DeepSeekR1ReasoningParser):\n"
+        "    pass\n"
+    )
+    chat._check_parsers({"reasoning_parser": "of_the_test", "reasoning_parser_plugin": str(plugin)})

@@ -1,11 +1,12 @@
 """What the `vllm` backend makes of inputs and sampling parameters, and what it says about bad ones."""
 
+import base64
 import json
 
 import numpy as np
 import pytest
 
-from vllm_chat import contract, sampling
+from vllm_chat import contract, lora, sampling
 from vllm_chat.errors import InvalidRequest
 
 
@@ -26,6 +27,31 @@ def test_a_stream_leaves_the_prompt_out_unless_told_otherwise():
     assert not contract.parse({"text_input": text("a"), "stream": flag(True)}, {}).prepend_prompt
     with pytest.raises(InvalidRequest, match="exclude_input_in_output must be true when stream is true"):
         contract.parse({"text_input": text("a"), "stream": flag(True), "exclude_input_in_output": flag(False)}, {})
+
+
+def test_images_are_decoded():
+    files = [base64.b64encode(data) for data in (b"one", b"two")]
+    inputs = {"text_input": text("a"), "image": np.array(files, dtype=np.object_)}
+    assert contract.parse(inputs, {}).images == (b"one", b"two")
+
+
+@pytest.mark.parametrize(
+    ("known", "name", "message"),
+    [
+        ({}, "pirate", "loaded without LoRA"),
+        ({"pirate": "/p", "poet": "/q"}, "parrot", "lora_name must be one of pirate, poet, got parrot"),
+        ({"pirate": "/p"}, ["pirate"], "lora_name must be one of pirate"),
+    ],
+)
+def test_a_lora_adapter_that_is_not_there_is_refused(known, name, message):
+    with pytest.raises(InvalidRequest, match=message):
+        lora.choose(lora.requests(known), name, "sampling_parameters")
+
+
+def test_lora_adapters_are_found_by_name():
+    known = lora.requests({"pirate": "/p", "poet": "/q"})
+    assert lora.choose(known, "poet", "sampling_parameters").lora_path == "/q"
+    assert lora.choose(known, None, "sampling_parameters") is None
 
 
 def test_every_return_flag_names_its_output():
@@ -50,6 +76,7 @@ def test_request_parameters_serve_when_no_sampling_parameters_are_given():
         ({"text_input": text("a"), "sampling_parameters": text("[1]")}, {}, "sampling_parameters must be a JSON obj"),
         ({"chat_request": text("nope")}, {}, "chat_request is not valid JSON"),
         ({"chat_request": text("{}"), "stream": flag(True)}, {}, "leave out the input stream"),
+        ({"text_input": text("a"), "image": text("%%%")}, {}, r"image\[0\] must be an image file in base64"),
         ({"chat_request": text("{}")}, {"top_k": 1}, "put top_k into its JSON"),
     ],
 )
@@ -93,7 +120,6 @@ def test_structured_outputs_as_object_or_as_the_stock_backends_string(spec):
         ({"structured_outputs": {"grammer": ""}}, "structured_outputs has no grammer; allowed are .*regex"),
         ({"structured_outputs": {}}, "structured_outputs: .*one kind"),
         ({"structured_outputs": "{"}, "structured_outputs is not valid JSON"),
-        ({"lora_name": "pirate"}, "lora_name cannot be used"),
     ],
 )
 def test_a_bad_sampling_parameter_is_named_with_what_it_allows(parameters, message):

@@ -13,14 +13,21 @@ REPOSITORY = Path(__file__).parents[2] / "model_repository" / "nemotron"
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "model.json").write_text(json.dumps({"model": "org/name", "max_model_len": 4096, "max_num_seqs": 8}))
-    return tmp_path
+    version = tmp_path / "1"
+    version.mkdir()
+    (version / "model.json").write_text(json.dumps({"model": "org/name", "max_model_len": 4096, "max_num_seqs": 8}))
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    for name in ("laptop", "small"):
+        (profiles / f"{name}.json").write_text(json.dumps({"model": f"org/{name}", "reasoning_parser": "qwen3"}))
+    return version
 
 
 def resolved(folder, environment, *, on_cpu=False, parameters=None):
     wanted = settings.load(folder, "nemotron", parameters or {}, environment)
     args = settings.resolve(wanted, on_cpu=on_cpu, environment=environment)
     assert args.pop("worker_extension_cls") == settings.LIFELINE
+    assert args.pop("disable_log_stats")  # our own logger collects them
     return args
 
 
@@ -47,6 +54,10 @@ def test_each_model_has_its_own_prefix(folder):
         ({"NEMOTRON_ENGINE_ARGS": "[1]"}, "NEMOTRON_ENGINE_ARGS must be a JSON object"),
         ({"NEMOTRON_ENGINE_ARGS": '{"model": null}'}, "must name a model"),
         ({"NEMOTRON_ENGINE_ARGS": '{"max_model_length": 1}'}, "no engine argument max_model_length.*max_model_len"),
+        ({"NEMOTRON_PROFILE": "spark"}, "NEMOTRON_PROFILE is spark; the profiles are laptop, small, or a path"),
+        ({"NEMOTRON_PROFILE": "/no/such.json"}, r"/no/such.json is needed"),
+        ({"NEMOTRON_REASONING_PARSER_PLUGIN": "mine.py"}, "reasoning_parser_plugin is .*mine.py, which is not there"),
+        ({"NEMOTRON_ENGINE_ARGS": '{"enable_lora": true}'}, r"enable_lora is set, so .*multi_lora.json is needed"),
         ({"NEMOTRON_CHAT_TEMPLATE_KWARGS": "no"}, "NEMOTRON_CHAT_TEMPLATE_KWARGS is not valid JSON"),
     ],
 )
@@ -86,6 +97,65 @@ def test_a_float32_checkpoint_is_not_halved_on_a_cpu(folder, tmp_path):
 def test_the_shipped_model_json_holds_arguments_that_this_vllm_knows():
     args = resolved(REPOSITORY / "1", {})
     assert args["model"].startswith("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-")
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in (REPOSITORY / "profiles").glob("*.json")))
+def test_a_shipped_profile_holds_what_this_vllm_knows(profile):
+    environment = {"NEMOTRON_PROFILE": profile}
+    assert "kv_cache_memory_bytes" in resolved(REPOSITORY / "1", environment)
+    chat = pytest.importorskip("vllm_chat.chat")
+    chat._check_parsers(settings.load(REPOSITORY / "1", "nemotron", {}, environment).parsers)
+
+
+def test_the_default_is_the_fp8_profile():
+    default, fp8 = (REPOSITORY / name for name in ("1/model.json", "profiles/spark-fp8.json"))
+    assert json.loads(default.read_text()) == json.loads(fp8.read_text())
+
+
+def test_a_profile_replaces_model_json_and_other_settings_win_over_it(folder, tmp_path):
+    assert resolved(folder, {"NEMOTRON_PROFILE": "small"}) == {"model": "org/small", "reasoning_parser": "qwen3"}
+    other = {"NEMOTRON_PROFILE": str(tmp_path / "profiles" / "laptop.json"), "NEMOTRON_MODEL": "org/mine"}
+    assert resolved(folder, other)["model"] == "org/mine"
+
+
+def test_parsers_are_set_replaced_and_taken_away(folder):
+    def parsers(**environment):
+        return settings.load(folder, "nemotron", {}, {"NEMOTRON_PROFILE": "small", **environment}).parsers
+
+    assert parsers() == {"reasoning_parser": "qwen3"}
+    assert parsers(NEMOTRON_REASONING_PARSER="none", NEMOTRON_TOOL_CALL_PARSER="hermes") == {
+        "tool_call_parser": "hermes"
+    }
+    assert parsers(NEMOTRON_ENGINE_ARGS='{"reasoning_parser": null}') == {}
+    (folder / "mine.py").write_text("")
+    assert parsers(NEMOTRON_TOOL_PARSER_PLUGIN="mine.py")["tool_parser_plugin"] == str(folder / "mine.py")
+
+
+def test_lora_adapters_are_read_from_the_stock_backends_file(folder):
+    (folder / "multi_lora.json").write_text('{"pirate": "adapters/pirate", "poet": "/poet"}')
+    environment = {"NEMOTRON_ENGINE_ARGS": '{"enable_lora": "true"}'}
+    loras = settings.load(folder, "nemotron", {}, environment).loras
+    assert loras == {"pirate": str(folder / "adapters" / "pirate"), "poet": "/poet"}
+    assert resolved(folder, environment)["enable_lora"] is True
+    assert settings.load(folder, "nemotron", {}, {}).loras == {}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments", "reported"),
+    [
+        ({}, "{}", False),
+        ({"REPORT_CUSTOM_METRICS": "true"}, "{}", True),
+        ({"REPORT_CUSTOM_METRICS": "True"}, '{"disable_log_stats": true}', False),
+    ],
+)
+def test_metrics_are_switched_as_in_the_stock_backend(folder, parameters, arguments, reported):
+    wanted = settings.load(folder, "nemotron", parameters, {"NEMOTRON_ENGINE_ARGS": arguments})
+    assert wanted.report_metrics is reported
+
+
+def test_a_dead_engines_model_is_unloaded_unless_told_otherwise(folder):
+    assert settings.load(folder, "nemotron", {}, {}).unload_dead
+    assert not settings.load(folder, "nemotron", {"ENABLE_VLLM_HEALTH_CHECK": "false"}, {}).unload_dead
 
 
 def test_nothing_is_compiled_on_a_cpu_unless_asked_for(folder):

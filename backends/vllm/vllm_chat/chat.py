@@ -1,7 +1,8 @@
 """Chat: OpenAI chat.completions bodies in, chat.completion.chunk objects out, made by vLLM's own serving code.
 
 vLLM's `OpenAIServingChat` applies the model's chat template, builds the sampling parameters and words the chunks; only
-HTTP is left out. What this module adds are refusals that name the field.
+HTTP is left out. vLLM's tool-call and reasoning parsers, chosen by name, take the reply apart. What this module adds
+are refusals that name the field.
 """
 
 from __future__ import annotations
@@ -19,25 +20,29 @@ from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
+from vllm.lora.request import LoRARequest
+from vllm.reasoning import ReasoningParserManager
 from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.tool_parsers import ToolParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from vllm_chat.contract import json_object
-from vllm_chat.errors import BackendError, EngineFailed, InvalidRequest, Unavailable
+from vllm_chat.errors import BackendError, EngineFailed, InvalidRequest, LoadFailed, Unavailable
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 #: OpenAI fields that mean nothing here and do no harm; OpenAI clients send them unasked.
 IGNORED = {"metadata", "modalities", "prompt_cache_key", "safety_identifier", "service_tier", "store", "verbosity"}
 #: Fields that would change the answer in ways that are not supported, with the reason.
 REFUSED = {
-    "tools": "tool calls are not supported yet",
-    "functions": "tool calls are not supported yet",
-    "function_call": "tool calls are not supported yet",
+    "functions": "it is OpenAI's old name; use tools",
+    "function_call": "it is OpenAI's old name; use tool_choice",
     "use_beam_search": "beam search is not supported",
     "chat_template": "the template is the model's own; steer it with chat_template_kwargs",
 }
 #: The last chunk has no choices, only the usage. In a JSON string the quotes would be escaped, so no text can look so.
 _USAGE_CHUNK = '"choices":[]'
+#: vLLM's name of the thoughts, and OpenAI-compatible servers' (and our) name. Keys look so, texts cannot.
+_VLLM_REASONING, _REASONING = '"reasoning":', '"reasoning_content":'
 _SSE_PREFIX = "data: "
 _SSE_END = "[DONE]"
 
@@ -47,21 +52,51 @@ class Chat:
 
     Args:
         llm: The engine.
-        model_name: The name that chunks carry; a request's `model` may be this or the checkpoint's.
+        model_name: The name that chunks carry; a request's `model` may be this, the checkpoint's or a LoRA adapter's.
         chat_template_kwargs: Defaults of the template's switches.
+        parsers: vLLM's parsers by name, see `settings.PARSER_ARGS`.
+        loras: Adapters by name.
+
+    Raises:
+        LoadFailed: If there is no such parser, or it does not fit the model.
     """
 
-    def __init__(self, llm: AsyncLLM, model_name: str, chat_template_kwargs: Mapping[str, Any]):
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        model_name: str,
+        chat_template_kwargs: Mapping[str, Any],
+        parsers: Mapping[str, str] | None = None,
+        loras: Mapping[str, LoRARequest] | None = None,
+    ):
+        parsers = parsers or {}
+        self._template_kwargs = dict(chat_template_kwargs)
+        self._has_tools = "tool_call_parser" in parsers
         names = dict.fromkeys((model_name, llm.model_config.model))
         models = OpenAIServingModels(llm, [BaseModelPath(name, llm.model_config.model) for name in names])
+        models.lora_requests.update(loras or {})
         common: dict[str, Any] = {
             "request_logger": None,
             "chat_template": None,
             "chat_template_content_format": "auto",
-            "default_chat_template_kwargs": dict(chat_template_kwargs),
+            "default_chat_template_kwargs": self._template_kwargs,
+            "tool_parser": parsers.get("tool_call_parser"),
+            "enable_auto_tools": self._has_tools,
+            # A model that must not call tools does not read of them either, so it cannot call them all the same.
+            "exclude_tools_when_tool_choice_none": True,
+            "reasoning_parser": parsers.get("reasoning_parser", ""),
         }
-        renderer = OnlineRenderer(llm.model_config, llm.renderer, **common)
-        self._serving = OpenAIServingChat(llm, models, "assistant", online_renderer=renderer, **common)
+        _check_parsers(parsers)
+        try:
+            renderer = OnlineRenderer(llm.model_config, llm.renderer, **common)
+            self._serving = OpenAIServingChat(
+                llm, models, "assistant", online_renderer=renderer, enable_prompt_tokens_details=True, **common
+            )
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise LoadFailed(
+                f"the parsers {', '.join(parsers.values())} do not fit this model ({error}); "
+                "set tool_call_parser and reasoning_parser in model.json, or the word none"
+            ) from error
 
     async def generate(
         self, body: Mapping[str, Any], request_id: str
@@ -79,7 +114,9 @@ class Chat:
             InvalidRequest: If the body is wrong.
             EngineFailed: If the engine broke while it answered.
         """
-        request = _request(body, request_id)
+        if body.get("tools") and not self._has_tools:
+            raise InvalidRequest("chat_request: tools cannot be used: this model has no tool_call_parser in model.json")
+        request = _request(body, request_id, self._template_kwargs)
         try:
             answer = await self._serving.create_chat_completion(request)
         except (VLLMClientError, jinja2.TemplateError, ValueError, TypeError) as error:
@@ -92,11 +129,33 @@ class Chat:
                 return
             if chunk.startswith('{"error"'):
                 raise _failure(json_object(chunk, "chat_chunk"))
+            chunk = chunk.replace(_VLLM_REASONING, _REASONING)
             yield {"chat_chunk": np.array([chunk.encode()], dtype=np.object_)}, _USAGE_CHUNK in chunk
 
 
-def _request(body: Mapping[str, Any], request_id: str) -> ChatCompletionRequest:
+def _check_parsers(parsers: Mapping[str, str]) -> None:
+    """Load the plugins, and name the parsers that there are if one is not among them."""
+    managers = {"tool_call_parser": ToolParserManager, "reasoning_parser": ReasoningParserManager}
+    if path := parsers.get("tool_parser_plugin"):
+        ToolParserManager.import_tool_parser(path)
+    if path := parsers.get("reasoning_parser_plugin"):
+        ReasoningParserManager.import_reasoning_parser(path)
+    for kind, manager in managers.items():
+        known = manager.list_registered()
+        if kind in parsers and parsers[kind] not in known:
+            raise LoadFailed(f"vLLM has no {kind} {parsers[kind]}; there are {', '.join(known)}, or a plugin's")
+
+
+def _request(
+    body: Mapping[str, Any], request_id: str, template_kwargs: Mapping[str, Any] | None = None
+) -> ChatCompletionRequest:
     """Check a body and turn it into vLLM's request.
+
+    Args:
+        body: The OpenAI body.
+        request_id: See `Chat.generate`.
+        template_kwargs: Defaults of the template's switches. They become the request's own, because the parsers look
+            for `enable_thinking` there.
 
     Raises:
         InvalidRequest: Naming the field and what it allows.
@@ -112,11 +171,15 @@ def _request(body: Mapping[str, Any], request_id: str) -> ChatCompletionRequest:
                 f"chat_request has no field {name}"
                 + (f"; did you mean {near[0]}?" if near else "; the fields are those of OpenAI's chat.completions")
             )
-    if body.get("tool_choice") not in (None, "none", "auto"):
-        raise InvalidRequest("chat_request: tool_choice cannot be used: tool calls are not supported yet")
     if body.get("n") not in (None, 1):
         raise InvalidRequest(f"chat_request: n must be 1, got {body['n']}")
-    values = {name: value for name, value in body.items() if name in known and name not in (*REFUSED, "tool_choice")}
+    values = {name: value for name, value in body.items() if name in known and name not in REFUSED}
+    if not body.get("tools") and body.get("tool_choice") in (None, "none", "auto"):
+        values.pop("tool_choice", None)  # vLLM refuses it without tools; OpenAI clients send it
+        values.pop("tools", None)
+    if isinstance(body.get("chat_template_kwargs") or {}, dict):
+        values["chat_template_kwargs"] = {**(template_kwargs or {}), **(body.get("chat_template_kwargs") or {})}
+    values["messages"] = [_with_thoughts(message) for message in body["messages"]]
     values |= {"stream": True, "stream_options": {"include_usage": True}, "request_id": request_id}
     try:
         return ChatCompletionRequest.model_validate(values)
@@ -143,6 +206,13 @@ def _check_messages(messages: Any) -> None:
             raise InvalidRequest(f"{where}.content is missing")
         if not isinstance(content, str | list | None):
             raise InvalidRequest(f"{where}.content must be a string or a list of parts")
+
+
+def _with_thoughts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of the history with its thoughts where vLLM looks for them."""
+    if "reasoning_content" in message and "reasoning" not in message:
+        return {**message, "reasoning": message["reasoning_content"]}
+    return dict(message)
 
 
 def _words(error: Exception) -> str:

@@ -7,6 +7,8 @@ process, which should not load a deep learning stack.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from vllm_chat.errors import InvalidRequest
 #: name -> (Triton data type, dims). Every input is optional: a request carries text_input or chat_request.
 INPUTS: dict[str, tuple[str, list[int]]] = {
     "text_input": ("TYPE_STRING", [1]),
+    "image": ("TYPE_STRING", [-1]),
     "stream": ("TYPE_BOOL", [1]),
     "sampling_parameters": ("TYPE_STRING", [1]),
     "exclude_input_in_output": ("TYPE_BOOL", [1]),
@@ -52,6 +55,7 @@ class TextRequest:
         prepend_prompt: Put the prompt in front of the reply; only without `stream`.
         sampling: Sampling parameters by name, not yet checked.
         extras: Which of `EXTRA_OUTPUTS` to return.
+        images: Image files (PNG, JPEG and so on) that the prompt refers to, in its order.
     """
 
     prompt: str
@@ -59,6 +63,7 @@ class TextRequest:
     prepend_prompt: bool
     sampling: Mapping[str, Any]
     extras: frozenset[str]
+    images: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def parse(inputs: Mapping[str, np.ndarray], parameters: Mapping[str, Any]) -> Te
     prompt = _string(inputs, "text_input")
     if not prompt:
         raise InvalidRequest("text_input must not be empty")
-    return TextRequest(prompt, stream, not exclude, sampling, extras)
+    return TextRequest(prompt, stream, not exclude, sampling, extras, _images(inputs))
 
 
 def json_object(text: str, field: str) -> dict[str, Any]:
@@ -170,6 +175,17 @@ def _string(inputs: Mapping[str, np.ndarray], name: str) -> str:
         return bytes(value).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{name} must be UTF-8 text: {error}") from None
+
+
+def _images(inputs: Mapping[str, np.ndarray]) -> tuple[bytes, ...]:
+    """The images, each given as base64."""
+    images = []
+    for index, value in enumerate(np.asarray(inputs.get("image", ())).reshape(-1)):
+        try:
+            images.append(base64.b64decode(value, validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise InvalidRequest(f"image[{index}] must be an image file in base64: {error}") from None
+    return tuple(images)
 
 
 def _flag(inputs: Mapping[str, np.ndarray], name: str, default: bool) -> bool:

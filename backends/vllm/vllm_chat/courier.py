@@ -83,10 +83,6 @@ class Courier:
         """Deliver an error, which ends the request. Nothing happens if it has ended already."""
         self._actions.put(lambda: self._deliver(parcel, lambda reply: reply.fail(error), True))
 
-    def call(self, action: Callable[[], None]) -> None:
-        """Do something else that talks to Triton's process, in turn."""
-        self._actions.put(action)
-
     def close(self) -> None:
         """Deliver what is queued, then end the thread."""
         self._actions.put(None)

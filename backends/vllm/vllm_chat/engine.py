@@ -8,9 +8,10 @@ the end of the task, however it came, is the one place where its client is answe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,19 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-from vllm_chat import text
+from vllm_chat import lora, statistics, text
 from vllm_chat.chat import Chat
 from vllm_chat.contract import ChatRequest, TextRequest
 from vllm_chat.courier import Courier, Parcel, Reply
 from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, LoadFailed, Unavailable
+from vllm_chat.observer import Observer
 
 #: How long the engine's process may take to leave before vLLM kills it.
 ENGINE_EXIT_S = 5.0
 _UNLOADING = "the model is being unloaded"
+_DEAD = "the model is not ready: its engine died, and it must be loaded again"
 
 
 class Job:
@@ -53,7 +57,10 @@ class LlmEngine:
         model_name: The name that chat chunks carry.
         chat_template_kwargs: Defaults of the chat template's switches.
         log: Takes a line for the operator.
-        show_running: Takes the number of requests in the engine whenever it changes; called in the courier's thread.
+        parsers: Names of vLLM's parsers for chat, see `settings.PARSER_ARGS`.
+        loras: Folders of LoRA adapters by name.
+        observer: Hears what happens.
+        with_statistics: Tell the observer of every step; vLLM collects nothing otherwise.
 
     Raises:
         LoadFailed: If vLLM cannot load the model; its cause is vLLM's own exception.
@@ -65,36 +72,58 @@ class LlmEngine:
         model_name: str,
         chat_template_kwargs: dict[str, Any],
         log: Callable[[str], None],
-        show_running: Callable[[int], None] = lambda count: None,
+        parsers: Mapping[str, str] | None = None,
+        loras: Mapping[str, str] | None = None,
+        observer: Observer | None = None,
+        with_statistics: bool = False,
     ):
         self._log = log
-        self._show_running = show_running
+        self._observer = observer or Observer()
+        self._stat_loggers = [statistics.factory(self._observer)] if with_statistics else []
+        self._loras = lora.requests(loras or {})
         self._jobs: set[Job] = set()
         self._closing = False
+        self._dead = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm-engine", daemon=True)
         self._thread.start()
         self._courier = Courier(log)
         try:
             self._llm, self._chat = asyncio.run_coroutine_threadsafe(
-                self._load(engine_args, model_name, chat_template_kwargs), self._loop
+                self._load(engine_args, model_name, chat_template_kwargs, parsers or {}), self._loop
             ).result()
+        except LoadFailed:
+            self._stop_threads()
+            raise
         except Exception as error:
             self._stop_threads()
             raise LoadFailed(f"vLLM could not load {engine_args['model']}: {_reason(error)}") from error
 
-    @staticmethod
     async def _load(
-        engine_args: dict[str, Any], model_name: str, chat_template_kwargs: dict[str, Any]
+        self,
+        engine_args: dict[str, Any],
+        model_name: str,
+        chat_template_kwargs: dict[str, Any],
+        parsers: Mapping[str, str],
     ) -> tuple[AsyncLLM, Chat]:
         # Made inside the loop, because AsyncLLM starts its output task on the running loop.
-        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args))
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args), stat_loggers=self._stat_loggers)
+        if llm.logger_manager is not None:
+            # vLLM adds a Prometheus registry of its own, which nobody here reads and which costs time in every step.
+            loggers = llm.logger_manager.stat_loggers
+            loggers[:] = [logger for logger in loggers if not isinstance(logger, PrometheusStatLogger)]
         try:
-            chat = Chat(llm, model_name, chat_template_kwargs)
+            chat = Chat(llm, model_name, chat_template_kwargs, parsers, self._loras)
             # The first prompt, the first chat template and the first steps cost more than the others; ready means warm.
             warm_up = TextRequest("Hello", False, False, {"max_tokens": 2, "logprobs": 1}, frozenset())
             async for _ in text.generate(llm, warm_up, "warm-up"):
                 pass
+            with contextlib.suppress(InvalidRequest):  # a model without a chat template still completes prompts
+                hello = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+                async for _ in chat.generate(hello, "warm-up-chat"):
+                    pass
+            assert llm.output_handler is not None
+            llm.output_handler.add_done_callback(self._notice_death)
             return llm, chat
         except BaseException:
             llm.shutdown()
@@ -129,11 +158,11 @@ class LlmEngine:
         return True
 
     def _begin(self, job: Job) -> None:
-        if self._closing:
-            self._courier.fail(job.parcel, Unavailable(_UNLOADING))
+        if self._closing or self._dead:
+            self._courier.fail(job.parcel, Unavailable(_DEAD if self._dead else _UNLOADING))
             return
         self._jobs.add(job)
-        self._report_running()
+        self._observer.in_flight(len(self._jobs))
         job.task = self._loop.create_task(self._answer(job))
         job.task.add_done_callback(lambda task: self._end(job, task))
         if job.cancelled:
@@ -157,12 +186,12 @@ class LlmEngine:
     def _outputs(self, job: Job) -> AsyncIterator[tuple[dict[str, np.ndarray], bool]]:
         if isinstance(job.request, ChatRequest):
             return self._chat.generate(job.request.body, job.request_id)
-        return text.generate(self._llm, job.request, job.request_id)
+        return text.generate(self._llm, job.request, job.request_id, self._loras)
 
     def _end(self, job: Job, task: asyncio.Task[None]) -> None:
         """Make sure that the client hears the end, whatever it was."""
         self._jobs.discard(job)
-        self._report_running()
+        self._observer.in_flight(len(self._jobs))
         if task.cancelled():
             self._courier.fail(job.parcel, Unavailable(_UNLOADING) if self._closing else Cancelled("cancelled"))
         elif (error := task.exception()) is not None:
@@ -170,19 +199,25 @@ class LlmEngine:
         elif not job.finished:
             self._courier.fail(job.parcel, EngineFailed("the engine ended the reply without a last output"))
 
-    def _report_running(self) -> None:
-        count = len(self._jobs)
-        self._courier.call(lambda: self._show_running(count))
+    def _notice_death(self, reader: asyncio.Task[None]) -> None:
+        """Hear that vLLM's task that reads from the engine has ended; vLLM has failed all running requests by now."""
+        if self._closing:
+            return
+        self._dead = True
+        self._log("the engine's process died; requests fail until the model is loaded again")
+        self._observer.died()
 
     def _translate(self, error: BaseException) -> BackendError:
+        if isinstance(error, GracefulHTTPError | Unavailable):
+            self._observer.refused()
+        if isinstance(error, EngineDeadError) or (isinstance(error, EngineFailed) and self._llm.errored):
+            return EngineFailed("the engine died while it worked on the request; the server's log tells why")
         if isinstance(error, BackendError):
             return error
         if isinstance(error, VLLMClientError):
             return InvalidRequest(str(error.args[0]) if error.args else str(error))
         if isinstance(error, GracefulHTTPError):
             return Unavailable(error.message)
-        if isinstance(error, EngineDeadError):
-            return EngineFailed("the engine died; the server's log tells why")
         self._log(f"a request failed: {type(error).__name__}: {error}")
         return EngineFailed(f"the engine failed: {error or type(error).__name__}")
 

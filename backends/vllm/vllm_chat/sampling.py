@@ -55,8 +55,6 @@ def build(parameters: Mapping[str, Any], field: str = "sampling_parameters") -> 
 
 
 def _convert(name: str, value: Any, field: str) -> Any:
-    if name == "lora_name":
-        raise InvalidRequest(f"{field}: lora_name cannot be used, this model is loaded without LoRA")
     if name not in allowed():
         near = difflib.get_close_matches(name, allowed(), n=1)
         hint = f"did you mean {near[0]}? " if near else ""

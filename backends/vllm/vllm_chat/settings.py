@@ -1,8 +1,9 @@
 """How a model is configured: `model.json`, Triton's config parameters, and the environment on top.
 
-For a model named `nemotron` the settings are NEMOTRON_MODEL, NEMOTRON_ENGINE_ARGS and NEMOTRON_CHAT_TEMPLATE_KWARGS:
-parameters of config.pbtxt, which environment variables of the same names override. Another model of this backend has
-its own name as the prefix.
+For a model named `nemotron` the settings are NEMOTRON_PROFILE, NEMOTRON_MODEL, NEMOTRON_ENGINE_ARGS,
+NEMOTRON_CHAT_TEMPLATE_KWARGS and those of `PARSER_ARGS` in upper case, e.g. NEMOTRON_REASONING_PARSER: parameters of
+config.pbtxt, which environment variables of the same names override. Another model of this backend has its own name as
+the prefix. The stock backend's own parameters (REPORT_CUSTOM_METRICS, ENABLE_VLLM_HEALTH_CHECK) keep their names.
 """
 
 from __future__ import annotations
@@ -19,6 +20,13 @@ from typing import Any
 from vllm_chat.errors import SettingsError
 
 ENGINE_ARGS_FILE = "model.json"
+PROFILES_FOLDER = "profiles"
+LORAS_FILE = "multi_lora.json"
+#: What model.json may hold beside engine arguments: vLLM's server takes these as flags. The plugins are Python files,
+#: relative to the version folder, that register further parsers.
+PARSER_ARGS = ("tool_call_parser", "tool_parser_plugin", "reasoning_parser", "reasoning_parser_plugin")
+#: The word that takes a parser away.
+NO_PARSER = "none"
 CPU_KV_CACHE_BYTES = 1 << 30
 #: vLLM's word for "as long as the cache allows".
 FIT_THE_CACHE = -1
@@ -36,11 +44,19 @@ class Settings:
         overrides: Arguments from NEMOTRON_ENGINE_ARGS; they win, and a null takes an argument away.
         chat_template_kwargs: Defaults of the chat template's switches, e.g. `{"enable_thinking": false}`; a request's
             own `chat_template_kwargs` win.
+        parsers: Values by name of `PARSER_ARGS`; what is not set is left out.
+        loras: Folders of LoRA adapters by name, from multi_lora.json.
+        report_metrics: vLLM's statistics go to Triton's metrics page.
+        unload_dead: The model is unloaded when its engine has died.
     """
 
     engine_args: dict[str, Any]
     overrides: dict[str, Any]
     chat_template_kwargs: dict[str, Any]
+    parsers: dict[str, str] = dataclasses.field(default_factory=dict)
+    loras: dict[str, str] = dataclasses.field(default_factory=dict)
+    report_metrics: bool = False
+    unload_dead: bool = True
 
 
 def load(
@@ -65,7 +81,8 @@ def load(
             return environment[key].strip(), f"the environment variable {key}"
         return config_parameters.get(key, "").strip(), f"the parameter {key} of {model_name}'s config.pbtxt"
 
-    path = folder / ENGINE_ARGS_FILE
+    profile, profile_source = setting("PROFILE")
+    path = _profile(profile, profile_source, folder.parent / PROFILES_FOLDER) if profile else folder / ENGINE_ARGS_FILE
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -86,7 +103,55 @@ def load(
     if not isinstance({**engine_args, **overrides}.get("model"), str):
         raise SettingsError(f"{path} must name a model: a Hugging Face folder or the name of one on the hub")
     template_text, template_source = setting("CHAT_TEMPLATE_KWARGS")
-    return Settings(engine_args, overrides, _object(template_text or "{}", template_source))
+    merged = {**engine_args, **overrides}
+    engine_args = {name: value for name, value in engine_args.items() if name not in PARSER_ARGS}
+    overrides = {name: value for name, value in overrides.items() if name not in PARSER_ARGS}
+    parsers = {name: str(setting(name.upper())[0] or merged.get(name) or "") for name in PARSER_ARGS}
+    parsers = {name: value for name, value in parsers.items() if value not in ("", NO_PARSER)}
+    for name in ("tool_parser_plugin", "reasoning_parser_plugin"):
+        if name in parsers:
+            parsers[name] = _plugin(name, folder / os.path.expanduser(parsers[name]))
+    report = config_parameters.get("REPORT_CUSTOM_METRICS", "").lower() == "true"
+    return Settings(
+        engine_args,
+        overrides,
+        _object(template_text or "{}", template_source),
+        parsers,
+        _loras(merged, folder / LORAS_FILE),
+        report_metrics=report and not merged.get("disable_log_stats"),
+        unload_dead=config_parameters.get("ENABLE_VLLM_HEALTH_CHECK", "").lower() != "false",
+    )
+
+
+def _profile(name: str, source: str, folder: Path) -> Path:
+    """The file of a profile: a name in the folder of profiles, or a path to a JSON file."""
+    if name.endswith(".json"):
+        return Path(name).expanduser()
+    known = sorted(path.stem for path in folder.glob("*.json"))
+    if name not in known:
+        raise SettingsError(f"{source} is {name}; the profiles are {', '.join(known)}, or a path to a .json file")
+    return folder / f"{name}.json"
+
+
+def _plugin(name: str, path: Path) -> str:
+    if not path.is_file():
+        raise SettingsError(f"{name} is {path}, which is not there; it must be a Python file that registers a parser")
+    return str(path)
+
+
+def _loras(engine_args: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """LoRA adapters by name; relative folders are relative to the file."""
+    if str(engine_args.get("enable_lora")).lower() != "true":
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"enable_lora is set, so {path} is needed: {error.strerror}") from None
+    loras = _object(text, str(path))
+    for name, folder in loras.items():
+        if not isinstance(folder, str):
+            raise SettingsError(f"{path}: {name} must be the path of an adapter's folder")
+    return {name: str(path.parent / os.path.expanduser(folder)) for name, folder in loras.items()}
 
 
 def resolve(settings: Settings, *, on_cpu: bool, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -109,7 +174,13 @@ def resolve(settings: Settings, *, on_cpu: bool, environment: Mapping[str, str])
         if _stored_dtype({**args, **settings.overrides}["model"]) == "float32":
             args.setdefault("dtype", "float32")
     args.setdefault("worker_extension_cls", LIFELINE)
+    # The engine holds structured output back until the thinking has ended, so it must know the parser too.
+    args.update({name: value for name, value in settings.parsers.items() if name.startswith("reasoning_")})
     args.update(settings.overrides)
+    # Statistics are collected by our own logger or not at all; vLLM's own would write to its log as well.
+    args["disable_log_stats"] = True
+    if settings.loras:
+        args["enable_lora"] = True
     args = {name: value for name, value in args.items() if value is not None}
     _check_names(args)
     return args

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 from vllm.exceptions import VLLMClientError
+from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from vllm_chat import sampling
+from vllm_chat import lora, sampling
 from vllm_chat.contract import TextRequest
 from vllm_chat.errors import InvalidRequest
 
@@ -23,7 +27,7 @@ NO_LOGPROBS = "null"
 
 
 async def generate(
-    llm: AsyncLLM, request: TextRequest, request_id: str
+    llm: AsyncLLM, request: TextRequest, request_id: str, loras: Mapping[str, LoRARequest] | None = None
 ) -> AsyncIterator[tuple[dict[str, np.ndarray], bool]]:
     """Run one text request.
 
@@ -31,6 +35,7 @@ async def generate(
         llm: The engine.
         request: What to generate.
         request_id: Unique among the running requests.
+        loras: Adapters that the sampling parameter `lora_name` may name.
 
     Yields:
         Outputs by name and whether they are the last. With `stream`, each holds what is new since the one before;
@@ -40,15 +45,41 @@ async def generate(
         InvalidRequest: If the sampling parameters are wrong or the prompt is too long.
         VLLMClientError: If vLLM refuses the parameters for this model, e.g. token ids outside of its vocabulary.
     """
-    params = sampling.build(request.sampling)
+    given = dict(request.sampling)
+    adapter = lora.choose(loras or {}, given.pop(lora.PARAMETER, None), "sampling_parameters")
+    params = sampling.build(given)
     params.output_kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
     try:
         # Tokenised in vLLM's thread pool, not in the event loop.
-        (prompt,) = await llm.renderer.render_cmpl_async([parse_model_prompt(llm.model_config, request.prompt)])
+        whole = await _prompt(llm, request)
+        (prompt,) = await llm.renderer.render_cmpl_async([parse_model_prompt(llm.model_config, whole)])
     except VLLMClientError as error:
         raise InvalidRequest(f"text_input: {error.args[0]}") from None
-    async for output in llm.generate(prompt, params, request_id):
+    # A plain prompt has no thoughts: a grammar holds from the first token, whatever reasoning parser chat has.
+    async for output in llm.generate(prompt, params, request_id, lora_request=adapter, reasoning_ended=True):
         yield _tensors(request, output, params.n), output.finished
+
+
+async def _prompt(llm: AsyncLLM, request: TextRequest) -> Any:
+    """The prompt with its images, if it has any."""
+    if not request.images:
+        return request.prompt
+    if not llm.model_config.is_multimodal_model:
+        raise InvalidRequest("image cannot be used: this model reads text only")
+    return {
+        "prompt": request.prompt,
+        "multi_modal_data": {"image": await asyncio.to_thread(_pictures, request.images)},
+    }
+
+
+def _pictures(files: tuple[bytes, ...]) -> list[Image.Image]:
+    pictures = []
+    for index, data in enumerate(files):
+        try:
+            pictures.append(Image.open(io.BytesIO(data)).convert("RGB"))
+        except (UnidentifiedImageError, OSError, ValueError) as error:
+            raise InvalidRequest(f"image[{index}] is not an image file that can be read: {error}") from None
+    return pictures
 
 
 def _tensors(request: TextRequest, output: RequestOutput, count: int) -> dict[str, np.ndarray]:

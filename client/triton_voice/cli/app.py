@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 from pydantic import ValidationError
 
-from triton_voice.cli import bench, checkpoints, demo, doctor, serve, speak, transcribe
+from triton_voice.cli import bench, chat, checkpoints, demo, doctor, serve, speak, transcribe
 from triton_voice.cli.console import fail
 from triton_voice.errors import TritonVoiceError
 from triton_voice.server.process import ServerError
@@ -21,6 +21,7 @@ app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("transcribe")(transcribe.transcribe)
 app.command("speak")(speak.speak)
+app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
 app.command("checkpoints")(checkpoints.checkpoints)
 app.add_typer(bench.app, name="bench")

@@ -162,6 +162,113 @@ def perf_analyzer(
     out.print(f"input, exports and logs: {folder}", soft_wrap=True, highlight=False)
 
 
+@app.command("llm")
+def llm(
+    streams: Annotated[str, typer.Option(help="Chats at once, a row each.")] = "1,4,16",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each row is repeated, alternating with bare vLLM.")] = 5,
+    tokens: Annotated[int, typer.Option(min=2, help="Length of each reply.")] = 128,
+    reference: Annotated[bool, typer.Option(help="Bare AsyncLLM beside it, which loads the model once more.")] = True,
+    server: Server = None,
+    label: Label = None,
+    size: CheckpointSize = "tiny",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A model's folder or hub name instead of random weights.")
+    ] = None,
+    device: Device = "auto",
+    json_file: Json = None,
+    plot: Plot = None,
+) -> None:
+    """The language model through gRPC beside vLLM's bare engine: time to first token, tokens per second.
+
+    With --server, give --checkpoint as well: the reference must load what the server has.
+    """
+    _require_package(plot)
+    from triton_voice_bench import llm as bench
+
+    numbers = _numbers("--streams", streams)
+    with contextlib.ExitStack() as stack:
+        if server is not None:
+            url, about = server, label or UNKNOWN_WEIGHTS.format(url=server)
+        else:
+            with err.status("checkpoint ..."):
+                made = checkpoints.make(size, parts=("llm",)).weights() if checkpoint is None else None
+            weights = (
+                Weights(llm=made.llm, label=made.label) if made else Weights(llm=checkpoint, label=str(checkpoint))
+            )
+            settings = ServerSettings(grpc_port=0, http_port=0, metrics_port=0, device=device, only=("nemotron",))
+            url = stack.enter_context(running(TritonServer(settings, weights))).grpc_url
+            checkpoint, about = weights.llm, weights.label
+        asked = bench.LlmBench(numbers, rounds, tokens, checkpoint if reference else None)
+        status = stack.enter_context(err.status("llm ..."))
+        report = bench.run(asked, url, about, lambda what: status.update(f"{what} ..."))
+    _show(report, bench.COLUMNS, json_file, plot)
+
+
+@app.command("tts")
+def tts(
+    streams: Annotated[str, typer.Option(help="Listeners at once, a row each.")] = "1,2,4,8,16,32",
+    sentences: Annotated[int, typer.Option(min=1, help="Requests of each listener, one after the other.")] = 20,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Cut each answer here. Random weights run to the checkpoint's limit otherwise.")
+    ] = None,
+    voice: Annotated[str | None, typer.Option(help="Name of the voice.")] = None,
+    server: Server = None,
+    metrics: MetricsUrl = None,
+    label: Label = None,
+    size: CheckpointSize = "tiny",
+    device: Device = "auto",
+    json_file: Json = None,
+    plot: Plot = None,
+) -> None:
+    """A server's synthesiser under a growing number of listeners: time to first audio, underruns of their players."""
+    _require_package(plot)
+    from triton_voice_bench import tts as bench
+
+    asked = bench.TtsBench(_numbers("--streams", streams), sentences, max_seconds, voice)
+    with contextlib.ExitStack() as stack:
+        if server is not None:
+            url, about = server, label or UNKNOWN_WEIGHTS.format(url=server)
+            pages = metrics or f"http://{server.rpartition(':')[0]}:{DEFAULT_METRICS_PORT}/metrics"
+        else:
+            with err.status("checkpoint ..."):
+                weights = checkpoints.make(size, parts=("magpie",)).weights()
+            settings = ServerSettings(grpc_port=0, http_port=0, metrics_port=0, device=device, only=("magpie",))
+            environment = {"MAGPIE_MAX_STREAMS": str(max(8, *asked.streams))}
+            own = stack.enter_context(running(TritonServer(settings, weights, environment)))
+            url, about, pages = own.grpc_url, weights.label, own.metrics_url
+        status = stack.enter_context(err.status("tts ..."))
+        report = bench.run(
+            asked, url, pages, about, lambda now, done, of: status.update(f"{now} streams: {done} of {of} sentences")
+        )
+    _show(report, bench.COLUMNS, json_file, plot)
+    for row in report.rows:
+        for message in row["error_messages"]:
+            err.print(f"[red]{row['streams']} streams:[/] {message}", highlight=False, soft_wrap=True)
+
+
+@app.command("tts-engine")
+def tts_engine(
+    batch: Annotated[str, typer.Option(help="Utterances at once, a row each.")] = "1,2,4,8",
+    seconds: Annotated[float, typer.Option(help="Length of each utterance.")] = 20.0,
+    size: CheckpointSize = "full",
+    checkpoint: OwnCheckpoint = None,
+    codec: Annotated[str | None, typer.Option(help="The codec of --checkpoint.")] = None,
+    precision: Precision = "float32",
+    device: Device = "auto",
+    json_file: Json = None,
+    plot: Plot = None,
+) -> None:
+    """The synthesiser's engine without a server: a frame's time by batch, its floor, and do_tts in the same run."""
+    _require_package(plot)
+    from triton_voice_bench import tts_engine as bench
+
+    asked = bench.TtsEngineBench(_numbers("--batch", batch), seconds, size, checkpoint, codec, precision, device)
+    about = checkpoint or f"{size} checkpoints, {checkpoints.RANDOM_WEIGHTS_NOTE}"
+    with err.status("tts-engine ...") as status:
+        report = bench.run(asked, about, lambda what: status.update(f"{what} ..."))
+    _show(report, bench.COLUMNS, json_file, plot)
+
+
 def _require_package(plot: Path | None) -> None:
     """Says what is missing before anything is measured."""
     if importlib.util.find_spec("triton_voice_bench") is None:
