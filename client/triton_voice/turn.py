@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
+import uuid
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
@@ -13,10 +14,10 @@ import numpy as np
 
 from triton_voice.audio import Samples, in_chunks
 from triton_voice.client import TritonVoice
-from triton_voice.types import ASR_SAMPLE_RATE, TTS_SAMPLE_RATE
+from triton_voice.types import ASR_SAMPLE_RATE, TTS_SAMPLE_RATE, ReplyDelta
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-PROMPT = "You are a voice assistant. Reply in one short sentence.\nUser: {transcript}\nAssistant:"
+SYSTEM = "You are a voice assistant. Reply in one short sentence."
 
 
 @dataclass
@@ -90,14 +91,21 @@ async def run_turn(
     async def reply() -> AsyncGenerator[str, None]:
         """Yields the reply's sentences as they are complete."""
         rest = ""
-        sampling = {"max_tokens": max_tokens, "temperature": 0.7} | ({} if seed is None else {"seed": seed})
-        async for delta in voice.generate(PROMPT.format(transcript=result.transcript), **sampling):
-            mark("first_token", spoken_at)
-            result.reply += delta.text
-            on_change(result)
-            *sentences, rest = _SENTENCE_END.split(rest + delta.text)
-            for sentence in sentences:
-                yield sentence
+        messages = [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": result.transcript or "(silence)"},
+        ]
+        deltas = voice.chat(messages, max_tokens=max_tokens, temperature=0.7, seed=seed)
+        async with contextlib.aclosing(deltas):
+            async for delta in deltas:
+                if not isinstance(delta, ReplyDelta):
+                    continue
+                mark("first_token", spoken_at)
+                result.reply += delta.text
+                on_change(result)
+                *sentences, rest = _SENTENCE_END.split(rest + delta.text)
+                for sentence in sentences:
+                    yield sentence
         if rest.strip():
             yield rest
 
@@ -112,9 +120,10 @@ async def run_turn(
 
     thinking = asyncio.create_task(think())
     pieces: list[Samples] = []
+    utterance = uuid.uuid4().hex  # sentences are pieces of one utterance: the voice goes on
     try:
         while (sentence := await sentences.get()) is not None:
-            async with contextlib.aclosing(voice.speak(sentence, seed=seed)) as speech:
+            async with contextlib.aclosing(voice.speak(sentence, seed=seed, utterance=utterance)) as speech:
                 async for chunk in speech:
                     mark("first_audio", spoken_at)
                     pieces.append(chunk.audio)

@@ -33,7 +33,12 @@ def speak(client, text=TEXT, **parameters):
 
 
 async def collect(client, text=TEXT, **parameters):
-    """Takes one request to its end; returns the chunks, the last of which is the empty final one.
+    """Takes one request to its end; returns the chunks, the last of which is the empty final one."""
+    return (await collect_all(client, text, **parameters))[0]
+
+
+async def collect_all(client, text=TEXT, **parameters):
+    """Takes one request to its end; returns the chunks and the words.
 
     The stream is read until the server closes it: a client that hangs up between the final response and that leaves
     Triton 2.51 with a request that it takes for unfinished, and then slow to stop.
@@ -41,19 +46,19 @@ async def collect(client, text=TEXT, **parameters):
     Raises:
         InferenceServerException: The server refused the request.
     """
-    chunks, final, failure = [], False, None
+    chunks, words, final, failure = [], [], False, None
     async for result, error in speak(client, text, **parameters):
         assert not final and failure is None
         if error is not None:
             failure = error
             continue
-        assert json.loads(result.as_numpy("WORDS")[0]) == []
+        words.extend(json.loads(result.as_numpy("WORDS")[0]))
         final = result.get_response().parameters["triton_final_response"].bool_param
         chunks.append(result.as_numpy("AUDIO"))
     if failure is not None:
         raise failure
     assert final
-    return chunks
+    return chunks, words
 
 
 def metrics(server):
@@ -181,9 +186,52 @@ async def test_nothing_to_say_is_an_empty_immediate_end(client, text):
     assert [chunk.shape for chunk in chunks] == [(0,)]
 
 
-async def test_a_text_that_is_too_long_is_refused(client):
-    with pytest.raises(InferenceServerException, match="at most 512 are possible: send it in sentences"):
-        await collect(client, "word " * 300)
+async def test_a_long_text_is_spoken_to_its_end_with_every_word(client):
+    text = "Please turn on the lights, and play some music. What time is it in New York? " * 4
+    chunks, words = await collect_all(client, text, seed=1)
+    assert sum(chunk.size for chunk in chunks) / SAMPLE_RATE > 10  # a segment of this checkpoint has three seconds
+    assert [word["word"] for word in words] == text.split()
+    assert [word["start"] for word in words] == sorted(word["start"] for word in words)
+
+
+async def test_pieces_of_an_utterance_are_spoken_in_order(client):
+    pieces = ["Hello world.", "What time is it?", "Thank you."]
+
+    async def piece(text):
+        chunks, words = await collect_all(client, text, utterance="turn", voice="leo", seed=4)
+        return time.monotonic(), np.concatenate(chunks), words
+
+    first = asyncio.create_task(piece(pieces[0]))
+    await asyncio.sleep(0.05)
+    second = asyncio.create_task(piece(pieces[1]))
+    await asyncio.sleep(0.05)
+    results = await asyncio.gather(first, second, piece(pieces[2]))
+    assert [result[0] for result in results] == sorted(result[0] for result in results)
+    assert all(result[1].size for result in results)
+    starts = [word["start"] for *_, words in results for word in words]
+    assert starts == sorted(starts) and len(starts) == 8
+    assert starts[-1] > (results[0][1].size + results[1][1].size) / SAMPLE_RATE - 0.1
+
+
+async def test_numbers_are_spoken(client):
+    _, words = await collect_all(client, "It costs $42.50 \U0001f642 **today**.")
+    assert [word["word"] for word in words] == ["It", "costs", "$42.50", "today."]
+
+
+async def test_thirty_two_clients_at_once_are_all_served(client):
+    texts = [f"number {number} please" for number in range(32)]
+    results = await asyncio.gather(*(collect_all(client, text, seed=number) for number, text in enumerate(texts)))
+    for text, (chunks, words) in zip(texts, results, strict=True):
+        assert sum(chunk.size for chunk in chunks) > SAMPLE_RATE
+        assert [word["word"] for word in words] == text.split()
+
+
+async def test_the_speed_is_on_the_metrics_page(client, server):
+    await collect(client)
+    await asyncio.sleep(1.2)
+    assert server.metric("magpie_first_audio_seconds_count") > 0
+    assert server.metric("magpie_rtfx_count") > 0
+    assert server.metric("magpie_step_seconds_bucket", le="+Inf") == server.metric("magpie_step_seconds_count") > 0
 
 
 async def test_any_text_is_spoken(client):

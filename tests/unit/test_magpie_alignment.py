@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nemo.collections.tts.models.magpietts import MagpieTTSModel
+from nemo.collections.tts.models.magpietts import ChunkedInferenceConfig, MagpieTTSModel
 
-from magpie_engine.alignment import AlignmentTracker
+from magpie_engine.alignment import AlignmentTracker, SegmentPlace
 
 STEPS = 120
 MAX_TEXT = 48
@@ -60,17 +60,17 @@ class Upstream:
 def test_equals_upstream_for_every_length_of_text(start):
     lengths = [1, 2, 3, 4, 5, 6, 7, 9, 12, 20, 33, MAX_TEXT]
     settings = parameters(start)
-    tracker = AlignmentTracker(len(lengths), MAX_TEXT, settings, torch.device("cpu"))
+    tracker = AlignmentTracker(len(lengths), MAX_TEXT, settings, ChunkedInferenceConfig(), torch.device("cpu"))
     reference = [Upstream(length, settings) for length in lengths]
     for slot, length in enumerate(lengths):
-        tracker.reset(slot, length)
+        tracker.reset(slot, SegmentPlace(length))
     generator = torch.Generator().manual_seed(0)
     for step in range(STEPS):
         scores = torch.rand(len(lengths), MAX_TEXT, generator=generator)
-        unfinished, must_end = tracker.update(scores, torch.full((len(lengths),), step))
+        rules = tracker.update(scores, torch.full((len(lengths),), step))
         for slot, (length, item) in enumerate(zip(lengths, reference, strict=True)):
             expected = item.update(scores[slot, :length], step)
-            assert (bool(unfinished[slot]), bool(must_end[slot])) == expected, (step, length)
+            assert (bool(rules.may_not[slot]), bool(rules.must[slot])) == expected, (step, length)
             assert bool(tracker.active[slot]) == (item.prior is not None)
             if item.prior is not None:
                 assert tracker.attended[slot] == item.last[-1][0], (step, length)
@@ -79,11 +79,12 @@ def test_equals_upstream_for_every_length_of_text(start):
 
 def test_a_moved_slot_goes_on_as_if_it_had_not_moved():
     settings = parameters(0)
-    still, moved = (AlignmentTracker(2, MAX_TEXT, settings, torch.device("cpu")) for _ in range(2))
+    still = AlignmentTracker(2, MAX_TEXT, settings, ChunkedInferenceConfig(), torch.device("cpu"))
+    moved = AlignmentTracker(2, MAX_TEXT, settings, ChunkedInferenceConfig(), torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)
     for tracker in (still, moved):
-        tracker.reset(0, 9)
-        tracker.reset(1, 30)
+        tracker.reset(0, SegmentPlace(9))
+        tracker.reset(1, SegmentPlace(30))
     for step in range(40):
         scores = torch.rand(2, MAX_TEXT, generator=generator)
         steps = torch.full((2,), step)

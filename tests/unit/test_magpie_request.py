@@ -24,7 +24,7 @@ CATALOG = Catalog(
 
 def test_defaults_are_the_checkpoints():
     request = SpeechRequest.from_parameters("hello", {}, CATALOG)
-    assert request == SpeechRequest("hello", 2, "english_phoneme", 0.6, 80, 2.5, None, 64)
+    assert request == SpeechRequest("hello", 2, "en", "english_phoneme", 0.6, 80, 2.5, None, None)
 
 
 def test_all_parameters_are_taken():
@@ -38,14 +38,19 @@ def test_all_parameters_are_taken():
             "cfg_scale": 1.5,
             "seed": 0,
             "max_seconds": 1,
+            "utterance": 17,
         },
         CATALOG,
     )
-    assert request == SpeechRequest("salut", 4, "french_chartokenizer", 0.0, 1, 1.5, 0, 21)
+    given = {"speaker", "language", "tokenizer", "temperature", "top_k", "cfg_scale", "seed"}
+    given |= {"max_seconds", "utterance"}
+    assert request == SpeechRequest(
+        "salut", 4, "fr", "french_chartokenizer", 0.0, 1, 1.5, 0, 21, "17", frozenset(given)
+    )
 
 
-def test_max_seconds_beyond_the_checkpoint_is_the_checkpoints():
-    assert SpeechRequest.from_parameters("a", {"max_seconds": 1000}, CATALOG).max_frames == 64
+def test_max_seconds_is_a_whole_number_of_frames():
+    assert SpeechRequest.from_parameters("a", {"max_seconds": 1000}, CATALOG).max_frames == 21533
     assert SpeechRequest.from_parameters("a", {"max_seconds": 1e-9}, CATALOG).max_frames == 1
 
 
@@ -65,6 +70,8 @@ def test_max_seconds_beyond_the_checkpoint_is_the_checkpoints():
         ({"cfg_scale": 11}, "cfg_scale is 11; .* from 0 to 10"),
         ({"seed": -1}, "seed is -1; .* whole number from 0"),
         ({"max_seconds": 0}, "max_seconds is 0; it must be a number above 0"),
+        ({"utterance": ""}, "utterance is ''; it must be an id of 1 to 256 characters"),
+        ({"utterance": 2.5}, "utterance is 2.5"),
     ],
     ids=str,
 )
@@ -86,12 +93,19 @@ def test_the_environment_overrides_the_configuration():
         ({"MAGPIE_MAX_STREAMS": "many"}, "MAGPIE_MAX_STREAMS is 'many'; it must be a whole number"),
         ({"MAGPIE_MAX_STREAMS": "0"}, "MAGPIE_MAX_STREAMS is 0; it must be at least 1"),
         ({"MAGPIE_DEVICE": "tpu"}, "MAGPIE_DEVICE is 'tpu'; choose one of auto, cpu, cuda"),
+        ({"MAGPIE_NORMALIZER": "best"}, "MAGPIE_NORMALIZER is 'best'; choose one of auto, light, nemo"),
+        ({"MAGPIE_CUDA_GRAPHS": "2"}, "MAGPIE_CUDA_GRAPHS is 2; choose one of 0, 1"),
     ],
     ids=str,
 )
 def test_bad_settings_are_named(values, said):
     with pytest.raises(SettingsError, match=said):
         EngineSettings.from_sources(values)
+
+
+def test_a_text_beyond_all_measure_is_refused():
+    with pytest.raises(InvalidRequestError, match="the text has 200001 characters; at most 200000"):
+        SpeechRequest.from_parameters("a" * 200_001, {}, CATALOG)
 
 
 def test_voices_of_other_checkpoints_get_numbers():

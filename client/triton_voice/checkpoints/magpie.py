@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,9 @@ class Shape:
         codec_decoder_channels: `base_channels` of the codec's decoder; at least 64 (half_snake needs two channels at
             the last of five stages).
         gains: Factors on the weights, None for none.
+        stacking: `frame_stacking_factor`: frames that the decoder predicts in a step.
+        local_layers: Layers of the local transformer.
+        languages: Languages beside English and French, by letters: of `LETTER_TOKENIZERS`.
     """
 
     width: int
@@ -113,7 +116,19 @@ class Shape:
     codec_encoder_channels: int
     codec_decoder_channels: int
     gains: Gains | None
+    stacking: int = 1
+    local_layers: int = 1
+    languages: tuple[str, ...] = ()
 
+
+#: Tokenizers that need no file, by language: NeMo's name for it, and the class.
+LETTER_TOKENIZERS = {
+    "de": ("german", "GermanCharsTokenizer"),
+    "es": ("spanish", "SpanishCharsTokenizer"),
+    "it": ("italian", "ItalianCharsTokenizer"),
+    "vi": ("vietnamese", "VietnameseCharsTokenizer"),
+    "hi": ("hindi", "HindiCharsTokenizer"),
+}
 
 SHAPES = {
     "tiny": Shape(32, 64, 4, 32, 2, 3, 16, 512, 256, 64, (1, 2), (1, 2), 4, 64, Gains()),
@@ -121,13 +136,14 @@ SHAPES = {
 }
 
 
-def make(out: Path, size: str, seed: int = 0) -> tuple[Path, Path]:
+def make(out: Path, size: str, seed: int = 0, **changes: Any) -> tuple[Path, Path]:
     """Builds both checkpoints with random weights.
 
     Args:
         out: Folder for the two files; made if missing.
         size: "tiny" (about 8 MB and 3 MB) or "full" (the public shapes, about 1.2 GB and 0.4 GB).
         seed: Of the weights; the same seed gives the same weights and, with the same library versions, the same bytes.
+        **changes: Fields of `Shape` that differ from those of the size.
 
     Returns:
         Paths of `magpie.nemo` and `codec.nemo` inside `out`.
@@ -137,7 +153,7 @@ def make(out: Path, size: str, seed: int = 0) -> tuple[Path, Path]:
     """
     if size not in SHAPES:
         raise ValueError(f"unknown size {size!r} of a Magpie checkpoint; choose one of {', '.join(SHAPES)}")
-    shape = SHAPES[size]
+    shape = replace(SHAPES[size], **changes)
     out.mkdir(parents=True, exist_ok=True)
     magpie_path, codec_path = out / MAGPIE_FILE, out / CODEC_FILE
     import torch
@@ -283,6 +299,8 @@ def _magpie_config(shape: Shape, codec: Path, scratch: Path) -> Any:
         "max_length_causal_mask": shape.max_positions,
         "make_prior_window_strict": True,
     }
+    # With frame stacking, upstream refuses the training-time losses of the alignment; unstacked, it has no such key.
+    stacked = {"frame_stacking_factor": shape.stacking, "alignment_loss_scale": 0.0, "prior_scaling_factor": None}
     return OmegaConf.create(
         {
             "model_type": "decoder_ce",
@@ -304,10 +322,10 @@ def _magpie_config(shape: Shape, codec: Path, scratch: Path) -> Any:
             "use_alignment_encoder": False,
             "local_transformer_type": "autoregressive",
             "local_transformer_loss_scale": 1.0,
-            "local_transformer_n_layers": 1,
+            "local_transformer_n_layers": shape.local_layers,
             "local_transformer_n_heads": 1,
             "local_transformer_hidden_dim": shape.local_width,
-            "text_tokenizers": _tokenizers(scratch),
+            "text_tokenizers": _tokenizers(scratch, shape.languages),
             "encoder": encoder,
             # Baked speakers replace the context encoder, whose weights are then left out of the `.nemo`.
             "context_encoder": encoder | {"n_layers": 1, "is_causal": False},
@@ -331,11 +349,12 @@ def _magpie_config(shape: Shape, codec: Path, scratch: Path) -> Any:
             },
             "optim": {"_target_": "torch.optim.AdamW", "lr": 2e-4},
         }
+        | (stacked if shape.stacking > 1 else {})
     )
 
 
-def _tokenizers(scratch: Path) -> dict[str, Any]:
-    """English phonemes with letters for every word outside the small dictionary, and French characters."""
+def _tokenizers(scratch: Path, languages: tuple[str, ...]) -> dict[str, Any]:
+    """English phonemes with letters for every word outside the small dictionary, and other languages' letters."""
     dice, phonemes = random.Random(0), _PHONEMES.split()
     dictionary, heteronyms = scratch / "ipa_dictionary.txt", scratch / "heteronyms.txt"
     lines = []
@@ -363,6 +382,10 @@ def _tokenizers(scratch: Path) -> dict[str, Any]:
         },
         # The public checkpoint's French is ByT5, fetched from the hub when the model is built; letters need no file.
         "french_chartokenizer": {"_target_": _TOKENIZERS + "FrenchCharsTokenizer"},
+        **{
+            name: {"_target_": _TOKENIZERS + tokenizer}
+            for name, tokenizer in (LETTER_TOKENIZERS[language] for language in languages)
+        },
     }
 
 

@@ -79,5 +79,5 @@ def _serve_once(server: TritonServer) -> str:
         )
         while (code := server.wait(LIVENESS_POLL_S)) is None:
             if dead := server.dead_models():
-                return f"the process of {', '.join(dead)} died; log: {server.log_file}"
+                return f"{', '.join(dead)} died; log: {server.log_file}"
         return f"tritonserver ended by itself with code {code}; log: {server.log_file}"

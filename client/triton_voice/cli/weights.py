@@ -24,7 +24,9 @@ Hub = Annotated[bool, typer.Option("--hub", help="Load the published checkpoints
 Parakeet = Annotated[str | None, typer.Option(help="Recogniser: a .nemo file or hub name.")]
 Magpie = Annotated[str | None, typer.Option(help="Synthesiser: a .nemo file or hub name.")]
 Codec = Annotated[str | None, typer.Option(help="The synthesiser's codec: a .nemo file or hub name.")]
-Llm = Annotated[str | None, typer.Option(help="Language model: a Hugging Face folder or hub name.")]
+Llm = Annotated[
+    str | None, typer.Option(help="Language model: a folder, hub name, profile (spark-fp8, laptop, ...) or model.json.")
+]
 
 
 def make_with_progress(size: checkpoints.Size, out: Path | None = None, force: bool = False, seed: int = 0) -> Path:

@@ -31,6 +31,7 @@ from triton_voice.server.settings import ServerSettings, Weights
 
 ENDPOINT_TIMEOUT_S = 60.0
 POLL_S = 0.05
+READY_TIMEOUT_S = 5.0
 STUB_TIMEOUT_S = 180
 """The stub answers Triton only after its imports, and NeMo's and vLLM's take tens of seconds on a slow disk."""
 DRAIN_S = 15
@@ -90,6 +91,13 @@ def plain_load_error(message: str) -> str:
     return re.sub(r"^(?:ValueError|RuntimeError|TritonModelException|FileNotFoundError): ", "", text)
 
 
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _die_with_parent() -> None:
     """Runs in the child: asks Linux for a SIGTERM when the parent dies, even by SIGKILL."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -123,6 +131,7 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._run_dir: Path | None = None
         self._stubs: dict[str, psutil.Process] = {}
+        self._monitor: triton_grpc.InferenceServerClient | None = None
         self._admin_key = secrets.token_hex(16)
         host = self.settings.host
         self.grpc_port = self.settings.grpc_port or free_port(host)
@@ -221,15 +230,23 @@ class TritonServer:
         self._stubs = self._find_stubs(wanted)
 
     def dead_models(self) -> list[str]:
-        """Returns the models whose process has died.
+        """Returns the models that do not serve any more, though they did.
 
-        Triton 2.51 goes on calling such a model ready, leaves its requests in flight unanswered and fails new ones.
+        Two ways to tell: the process is gone (Triton 2.51 goes on calling such a model ready, leaves its requests in
+        flight unanswered and fails new ones), or Triton says that it is not ready (the vllm backend unloads itself when
+        its engine dies).
         """
-        return [
-            model
-            for model, stub in self._stubs.items()
-            if not stub.is_running() or stub.status() == psutil.STATUS_ZOMBIE
-        ]
+        if not self._stubs:
+            return []
+        gone = [name for name, stub in self._stubs.items() if not _runs(stub)]
+        if self._monitor is None:
+            self._monitor = triton_grpc.InferenceServerClient(self.grpc_url)
+        unready: list[str] = []
+        with contextlib.suppress(InferenceServerException):  # the server itself ends or is busy; `wait` tells which
+            for name in self._stubs:
+                if not self._monitor.is_model_ready(name, client_timeout=READY_TIMEOUT_S):
+                    unready.append(name)
+        return sorted({*gone, *unready})
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Waits for the process to end; returns its exit code, or None when the time is up first."""
@@ -247,6 +264,9 @@ class TritonServer:
         """
         process, self._process = self._process, None
         self._stubs = {}
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
         if process is not None:
             family = self._descendants(process.pid)
             if process.poll() is None:

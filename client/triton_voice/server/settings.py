@@ -8,16 +8,24 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from triton_voice.paths import project_root
+
 MODELS = ("nemotron", "parakeet", "magpie")
 """The three models in loading order: on unified memory vLLM must measure the free memory alone, so it goes first."""
 
 Device = Literal["auto", "cpu", "cuda"]
 
 
+def llm_profiles() -> tuple[str, ...]:
+    """Returns the names of the language model's profiles: engine arguments for a machine, as `model.json` files."""
+    return tuple(sorted(path.stem for path in (project_root() / "model_repository/nemotron/profiles").glob("*.json")))
+
+
 class Weights(BaseModel):
     """Which checkpoint each model loads: a path or a hub name; None leaves what config.pbtxt and model.json name.
 
     Attributes:
+        llm: Also the name of a profile, or the path of a `model.json`.
         label: What a person should know of them, e.g. that they are random.
     """
 
@@ -31,11 +39,13 @@ class Weights(BaseModel):
 
     def environment(self) -> dict[str, str]:
         """Returns the variables by which the models are told."""
+        is_profile = self.llm is not None and (self.llm.endswith(".json") or self.llm in llm_profiles())
+        llm = str(Path(self.llm).resolve()) if self.llm and self.llm.endswith(".json") else self.llm
         named = {
             "PARAKEET_CHECKPOINT": self.parakeet,
             "MAGPIE_CHECKPOINT": self.magpie,
             "MAGPIE_CODEC": self.codec,
-            "NEMOTRON_MODEL": self.llm,
+            "NEMOTRON_PROFILE" if is_profile else "NEMOTRON_MODEL": llm,
         }
         return {name: value for name, value in named.items() if value is not None}
 

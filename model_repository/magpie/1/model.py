@@ -15,6 +15,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,29 +23,19 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from magpie_engine.errors import EngineStoppedError, InvalidRequestError, MagpieError, QueueFullError
-from magpie_engine.events import AudioChunk, Event, Failed
+from magpie_engine.events import AudioChunk, Event, Failed, Word
 from magpie_engine.request import SpeechRequest
 from magpie_engine.settings import EngineSettings
 from magpie_engine.utterance import Utterance
 from magpie_engine.worker import EngineThread
+from metrics import Metrics
 
-#: Seconds between two looks at whether clients are still there, and between two updates of the metrics.
+#: Seconds between two looks at whether clients are still there.
 POLL_S = 0.02
 #: Parameters that Triton and its clients add for themselves.
 TRITON_PREFIX = "triton_"
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-
-#: Metric of each count in `EngineStats`: name, kind, help.
-METRICS = {
-    "active": ("magpie_active_streams", "GAUGE", "Utterances that are being decoded"),
-    "queued": ("magpie_queued_requests", "GAUGE", "Requests that wait for a slot"),
-    "finished": ("magpie_finished_total", "COUNTER", "Utterances that came to their end"),
-    "cancelled": ("magpie_cancelled_total", "COUNTER", "Requests cancelled while waiting or speaking"),
-    "failed": ("magpie_failed_total", "COUNTER", "Requests that met an error after they were accepted"),
-    "refused": ("magpie_refused_total", "COUNTER", "Requests refused because the queue was full"),
-    "frames": ("magpie_frames_total", "COUNTER", "Codec frames decoded"),
-}
 
 
 @dataclass
@@ -63,19 +54,20 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"]).get("parameters", {})
         configured = {name: entry["string_value"] for name, entry in parameters.items()}
         try:
-            self._engine = EngineThread(EngineSettings.from_sources(configured, os.environ))
+            self._metrics = Metrics()
+            self._engine = EngineThread(EngineSettings.from_sources(configured, os.environ), self._metrics)
         except MagpieError as error:
             raise pb_utils.TritonModelException(f"magpie cannot start: {error}") from error
         self._outbox: queue.SimpleQueue[tuple[Job, Event] | None] = queue.SimpleQueue()
         self._open: dict[int, Job] = {}
         self._lock = threading.Lock()
-        self._metrics = Metrics(asdict(self._engine.stats()))  # warm-up is nobody's speech
+        self._metrics.watch(self._engine.stats)
         self._thread = threading.Thread(target=self._send_forever, name="magpie-sender", daemon=True)
         self._thread.start()
         catalog = self._engine.catalog
         pb_utils.Logger.log_info(
             f"magpie: voices {', '.join(catalog.voices)}; languages {', '.join(catalog.languages)}; "
-            f"longest utterance {catalog.max_frames / catalog.frames_per_second:.1f} s"
+            f"longest sentence {catalog.max_frames / catalog.frames_per_second:.1f} s"
         )
 
     def execute(self, requests: list[Any]) -> None:
@@ -93,6 +85,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Ends both threads. Triton calls this when no response is outstanding any more."""
+        self._metrics.close()
         self._engine.stop()
         self._outbox.put(None)
         self._thread.join()
@@ -139,7 +132,6 @@ class TritonPythonModel:
                 del item  # Triton's sender is to be freed now, not when the next event comes
             if time.monotonic() >= next_poll:
                 self._cancel_vanished()
-                self._metrics.update(asdict(self._engine.stats()))
                 next_poll = time.monotonic() + POLL_S
 
     def _deliver(self, job: Job, event: Event) -> None:
@@ -147,7 +139,7 @@ class TritonPythonModel:
             if job.sender.is_cancelled():
                 self._cancel(job)
             else:
-                job.sender.send(respond(event.samples, json.dumps([asdict(word) for word in event.words])))
+                job.sender.send(respond(event.samples, event.words))
             return
         self._forget(job)
         if isinstance(event, Failed):
@@ -156,7 +148,7 @@ class TritonPythonModel:
             code = pb_utils.TritonError.UNAVAILABLE if stopped else pb_utils.TritonError.INTERNAL
             self._refuse(job, event.error, pb_utils.TritonError.INVALID_ARG if invalid else code)
         else:
-            job.sender.send(respond(np.zeros(0, dtype=np.int16), "[]"), flags=FINAL)
+            job.sender.send(respond(np.zeros(0, dtype=np.int16), event.words), flags=FINAL)
 
     def _cancel_vanished(self) -> None:
         with self._lock:
@@ -168,33 +160,6 @@ class TritonPythonModel:
     def _cancel(self, job: Job) -> None:
         if (utterance := job.utterance) is not None:
             self._engine.cancel(utterance)
-
-
-class Metrics:
-    """The engine's counts on Triton's metrics page, from a baseline on.
-
-    An update costs a round trip, so only changes are sent.
-    """
-
-    def __init__(self, baseline: dict[str, int]) -> None:
-        self._last = dict(baseline)
-        self._metrics = {}
-        self._families = []  # Triton drops a family's metrics with the family
-        for key, (name, kind, text) in METRICS.items():
-            family = pb_utils.MetricFamily(name=name, description=text, kind=getattr(pb_utils.MetricFamily, kind))
-            self._families.append(family)
-            self._metrics[key] = family.Metric(labels={"model": "magpie"})
-
-    def update(self, counts: dict[str, int]) -> None:
-        """Sends what changed since the last call."""
-        for key, value in counts.items():
-            change = value - self._last[key]
-            if change:
-                if METRICS[key][1] == "GAUGE":
-                    self._metrics[key].set(value)
-                else:
-                    self._metrics[key].increment(change)
-                self._last[key] = value
 
 
 def parse_text(tensor: Any) -> str:
@@ -212,8 +177,9 @@ def parse_text(tensor: Any) -> str:
         raise InvalidRequestError("TEXT is not valid UTF-8") from None
 
 
-def respond(samples: np.ndarray, words: str) -> Any:
-    """Makes a response of samples and JSON words."""
+def respond(samples: np.ndarray, words: Sequence[Word]) -> Any:
+    """Makes a response of samples and the words that begin in them."""
+    said = json.dumps([asdict(word) for word in words]).encode()
     return pb_utils.InferenceResponse(
-        [pb_utils.Tensor("AUDIO", samples), pb_utils.Tensor("WORDS", np.array([words.encode()], dtype=object))]
+        [pb_utils.Tensor("AUDIO", samples), pb_utils.Tensor("WORDS", np.array([said], dtype=object))]
     )

@@ -5,6 +5,7 @@ import locale
 locale.setlocale(locale.LC_ALL, "C.UTF-8")  # the embedded Python opens text files as ASCII otherwise
 
 import dataclasses
+import gc
 import json
 import os
 import time
@@ -100,9 +101,11 @@ class TritonPythonModel:
         return [None] * len(requests)
 
     def finalize(self) -> None:
-        """Stops the engine."""
+        """Stops the engine, and lets go of Triton's objects: the stub crashes on those that outlive the model."""
         self._engine.close()
         self._metrics.close()
+        del self._engine, self._metrics
+        gc.collect()
 
     def _parse(self, request: Any, sender: Any) -> AudioRequest:
         stream, came = request.correlation_id(), time.monotonic()

@@ -48,7 +48,9 @@ def restore(settings: EngineSettings) -> MagpieTTSModel:
                 f"MAGPIE_CHECKPOINT names {source.name!r}, which is a {type(model).__name__}, not Magpie"
             )
     check_supported(model)
-    return model.eval().to(device).requires_grad_(False)
+    model = model.eval().to(device, getattr(torch, settings.precision)).requires_grad_(False)
+    model._codec_model.float()  # small beside the rest, and heard at once
+    return model
 
 
 class _Source:

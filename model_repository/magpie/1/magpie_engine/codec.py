@@ -1,66 +1,259 @@
-"""Codes to audio in pieces whose seams cannot be heard.
+"""Codes to audio, piece by piece, with the state of every convolution carried along.
 
-The codec's decoder is strictly causal and a sample depends on at most `LEFT_CONTEXT` frames before its own, so decoding
-each piece with that many earlier frames gives the samples of decoding everything at once.
+The codec's decoder is strictly causal. Each convolution keeps the inputs that its next output still needs, so a piece
+costs what its own frames cost, and the samples are those of decoding the whole (NeMo's `CausalHiFiGANDecoder`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magpie_engine.errors import CheckpointError
+from magpie_engine.graphs import CodecGraph, batch_sizes
 
 if TYPE_CHECKING:
     from nemo.collections.tts.models.magpietts import MagpieTTSModel
 
-#: Left receptive field of `CausalHiFiGANDecoder` with five stages, in codec frames (1.16 s).
-LEFT_CONTEXT = 25
+_log = logging.getLogger(__name__)
+
 INT16_FULL_SCALE = 32767
 
 
 class StreamingCodec:
-    """Decodes windows of codes, many utterances at once.
+    """Decodes the next frames of many utterances at once. Memory is by row: an utterance has one while it speaks.
 
     Args:
         model: The restored model, for its codec and its index converter.
+        rows: Utterances at the same time.
+
+    Raises:
+        CheckpointError: The codec's decoder is not the causal HiFi-GAN that this class knows.
     """
 
-    def __init__(self, model: MagpieTTSModel) -> None:
+    def __init__(self, model: MagpieTTSModel, rows: int) -> None:
         self._codec = model._codec_model
         self._converter = model._codec_converter
-        self._samples_per_frame: int = model.codec_model_samples_per_frame
         self._last_code: int = model.codebook_size - 1
+        decoder = StatefulDecoder(self._codec.audio_decoder)
+        self._state = torch.zeros(rows, decoder.state_size, device=model.device)
+        self._width = decoder.input_width
+        self._decoder: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = decoder
+        if model.device.type == "cpu":
+            # A thousand small operations, of which Python would take half the time.
+            example = torch.zeros(1, self._width, 2), self._state[:1]
+            with torch.inference_mode():
+                self._decoder = torch.jit.trace(decoder.__call__, example, check_trace=False)
+        #: By frames, then by batch size, the smallest first.
+        self._graphs: dict[int, list[tuple[int, CodecGraph]]] = {}
+        self._free = list(reversed(range(rows)))
 
-    def decode(self, windows: Sequence[Tensor], fresh: Sequence[int]) -> list[Tensor]:
-        """Decodes the newest frames of several utterances.
+    def open(self, state: Tensor | None = None) -> int:
+        """Takes a free row, for a new utterance or for one that goes on.
 
         Args:
-            windows: For each utterance codes (codebooks, frames): up to `LEFT_CONTEXT` frames that were decoded before,
-                then the new ones.
-            fresh: For each utterance the number of new frames.
+            state: What `close` returned, (state,); None begins with silence.
+        """
+        row = self._free.pop()
+        self._state[row] = 0 if state is None else state
+        return row
+
+    def close(self, row: int) -> Tensor:
+        """Gives a row back; returns its state, from which `open` goes on."""
+        self._free.append(row)
+        return self._state[row].clone()
+
+    @property
+    def free(self) -> int:
+        """Number of free rows."""
+        return len(self._free)
+
+    @torch.inference_mode()
+    def decode(self, rows: Sequence[int], codes: Sequence[Tensor]) -> list[Tensor]:
+        """Decodes the next frames of several utterances.
+
+        Args:
+            rows: Their rows, each once.
+            codes: For each of them its next codes, (codebooks, frames).
 
         Returns:
-            For each utterance float32 samples in [-1, 1] of its new frames, on the model's device.
+            For each utterance float32 samples in [-1, 1], on the model's device.
         """
-        lengths = torch.tensor([window.shape[1] for window in windows], device=windows[0].device)
-        # Padding on the right changes nothing on the left: the decoder is causal.
-        batch = torch.zeros(
-            len(windows), windows[0].shape[0], int(lengths.max()), dtype=torch.long, device=windows[0].device
-        )
-        for row, window in zip(batch, windows, strict=True):
-            row[:, : window.shape[1]] = window
+        audio: list[Tensor] = [torch.empty(0)] * len(rows)
+        lengths = [own.shape[1] for own in codes]
+        for length in set(lengths):  # padding would enter the state, so a batch has one length
+            members = [index for index, own in enumerate(lengths) if own == length]
+            index = torch.tensor([rows[member] for member in members], device=self._state.device)
+            latent = self._dequantize(torch.stack([codes[member] for member in members]))
+            samples, state = self._run(latent, self._state[index])
+            self._state[index] = state
+            for member, own in zip(members, samples, strict=True):
+                audio[member] = own
+        return audio
+
+    @torch.inference_mode()
+    def capture(self, lengths: Sequence[int]) -> None:
+        """Captures CUDA graphs for pieces of so many frames; other pieces, and all if capturing fails, run eagerly."""
+        pool, device = torch.cuda.graph_pool_handle(), self._state.device
+        try:
+            for length in lengths:
+                graphs = []
+                for batch in batch_sizes(len(self._state)):
+                    latent = torch.zeros(batch, self._width, length, device=device)
+                    graphs.append(
+                        (batch, CodecGraph(self._decoder, latent, torch.zeros_like(self._state[:batch]), pool))
+                    )
+                self._graphs[length] = graphs
+        except RuntimeError:
+            _log.exception("CUDA graphs of the codec could not be captured; it runs eagerly, at a higher latency")
+            self._graphs.clear()
+
+    def _run(self, latent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        for batch, graph in self._graphs.get(latent.shape[2], ()):
+            if batch >= len(latent):
+                return graph.run(latent, state)
+        return self._decoder(latent, state)
+
+    def _dequantize(self, codes: Tensor) -> Tensor:
+        """Codes (n, codebooks, frames) to the decoder's input (n, width, frames)."""
         # Detection by argmax alone can leave a drawn end token in a frame that is kept; the codec has no such entry.
-        batch.clamp_(max=self._last_code)
+        codes = codes.clamp(max=self._last_code)
+        lengths = torch.full((len(codes),), codes.shape[2], device=codes.device)
         if self._converter is not None:
-            batch = self._converter.convert_new_to_original(audio_tokens=batch, audio_lens=lengths)
-        audio, _ = self._codec.decode(tokens=batch, tokens_len=lengths)
-        return [
-            row[(window.shape[1] - count) * self._samples_per_frame : window.shape[1] * self._samples_per_frame]
-            for row, window, count in zip(audio, windows, fresh, strict=True)
-        ]
+            codes = self._converter.convert_new_to_original(audio_tokens=codes, audio_lens=lengths)
+        return self._codec.dequantize(tokens=codes, tokens_len=lengths)
+
+
+class StatefulDecoder:
+    """NeMo's `CausalHiFiGANDecoder` as a function of a piece and a state, on the same weights.
+
+    Args:
+        decoder: NeMo's module, in evaluation mode.
+
+    Raises:
+        CheckpointError: It is another kind of decoder, or one of its convolutions looks ahead.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        from nemo.collections.tts.modules.audio_codec_modules import CausalHiFiGANDecoder
+
+        if not isinstance(decoder, CausalHiFiGANDecoder):
+            raise CheckpointError(
+                f"the codec's decoder is a {type(decoder).__name__}; only CausalHiFiGANDecoder can be streamed"
+            )
+        #: Channels of its input.
+        self.input_width: int = decoder.pre_conv.conv.in_channels
+        #: Values of state of one utterance.
+        self.state_size = 0
+        self._activate_in: list[nn.Module] = list(decoder.activations)
+        self._enter = self._causal(decoder.pre_conv)
+        self._stages = []
+        for upsample, layer in zip(decoder.up_sample_conv_layers, decoder.res_layers, strict=True):
+            enlarge = self._transposed(upsample)
+            branches = [[self._residual(block) for block in branch.res_blocks] for branch in layer.res_blocks]
+            self._stages.append((enlarge, branches))
+        self._activate_out: nn.Module = decoder.post_activation
+        self._leave = self._causal(decoder.post_conv)
+        self._limit: nn.Module = decoder.out_activation
+
+    def __call__(self, latent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Decodes the next frames.
+
+        Args:
+            latent: (n, width, frames).
+            state: (n, state size), zeros at the beginning.
+
+        Returns:
+            Samples (n, frames x samples per frame), and the state after them.
+        """
+        kept: list[Tensor] = []
+        # The order of the convolutions below is that of their construction: `kept` lines up with their places.
+        x = self._enter(latent, state, kept)
+        for activate, (upsample, branches) in zip(self._activate_in, self._stages, strict=True):
+            x = upsample(activate(x), state, kept)
+            mixed = torch.zeros_like(x)
+            for branch in branches:
+                y = x
+                for activate_first, first, activate_second, second in branch:
+                    y = y + second(activate_second(first(activate_first(y), state, kept)), state, kept)
+                mixed = mixed + y
+            x = mixed / len(branches)
+        samples = self._limit(self._leave(self._activate_out(x), state, kept))
+        return samples[:, 0], torch.cat(kept, dim=1)
+
+    def _residual(self, block: Any) -> tuple[nn.Module, _CausalConv, nn.Module, _CausalConv]:
+        first = self._causal(block.input_conv)
+        return block.input_activation, first, block.skip_activation, self._causal(block.skip_conv)
+
+    def _causal(self, module: Any) -> _CausalConv:
+        conv = _CausalConv(module, self.state_size)
+        self.state_size += conv.width
+        return conv
+
+    def _transposed(self, module: Any) -> _CausalUpsampling:
+        conv = _CausalUpsampling(module, self.state_size)
+        self.state_size += conv.width
+        return conv
+
+
+class _CausalConv:
+    """A `CausalConv1dNorm` with its weight normalisation applied once and for all.
+
+    Args:
+        module: NeMo's module.
+        begin: Where its state begins.
+    """
+
+    def __init__(self, module: Any, begin: int) -> None:
+        conv = module.conv
+        if conv.stride[0] != 1 or module.extra_pad_mode != "constant":
+            raise CheckpointError(
+                "the codec's decoder has a convolution with a stride or with padding other than zeros"
+            )
+        self._weight, self._bias = conv.weight.detach().clone(), conv.bias
+        self._dilation, self._groups = conv.dilation[0], conv.groups
+        self._activate: nn.Module = module.activation
+        self._past = (conv.kernel_size[0] - 1) * self._dilation
+        self._channels = conv.in_channels
+        self._begin, self.width = begin, self._past * self._channels
+
+    def __call__(self, x: Tensor, state: Tensor, kept: list[Tensor]) -> Tensor:
+        """Convolves (n, channels, time), appending what the next call needs to `kept`."""
+        past = state[:, self._begin : self._begin + self.width].unflatten(1, (self._channels, self._past))
+        x = torch.cat([past, x], dim=2)
+        kept.append(x[:, :, x.shape[2] - self._past :].flatten(1))
+        return self._activate(F.conv1d(x, self._weight, self._bias, dilation=self._dilation, groups=self._groups))
+
+
+class _CausalUpsampling:
+    """A `CausalConvTranspose1dNorm` that trims everything on the right, likewise."""
+
+    def __init__(self, module: Any, begin: int) -> None:
+        conv = module.conv
+        if module.padding_left:
+            raise CheckpointError("the codec's decoder has an upsampling that looks ahead (trim_right_ratio below 1)")
+        self._weight, self._bias = conv.weight.detach().clone(), conv.bias
+        self._stride, self._groups = conv.stride[0], conv.groups
+        self._activate: nn.Module = module.activation
+        self._past = -(-conv.kernel_size[0] // self._stride) - 1
+        self._channels = conv.in_channels
+        self._begin, self.width = begin, self._past * self._channels
+
+    def __call__(self, x: Tensor, state: Tensor, kept: list[Tensor]) -> Tensor:
+        """Upsamples (n, channels, time) to (n, channels, time x stride)."""
+        past = state[:, self._begin : self._begin + self.width].unflatten(1, (self._channels, self._past))
+        fresh = x.shape[2] * self._stride
+        x = torch.cat([past, x], dim=2)
+        kept.append(x[:, :, x.shape[2] - self._past :].flatten(1))
+        y = F.conv_transpose1d(x, self._weight, self._bias, stride=self._stride, groups=self._groups)
+        begin = self._past * self._stride
+        return self._activate(y[:, :, begin : begin + fresh])
 
 
 def to_int16(audio: Tensor) -> np.ndarray:

@@ -44,13 +44,14 @@ class IncrementalDecoder:
         self._prior_layers = set(everything if prior_layers is None else prior_layers)
         self._positions = torch.arange(cache.keys.shape[3], device=cache.keys.device)
 
-    def prefill(self, slot: int, text: Tensor, context: Tensor) -> None:
+    def prefill(self, slot: int, text: Tensor, context: Tensor, prior: Tensor | None) -> None:
         """Fills a slot's memory with a text and a speaker.
 
         Args:
             slot: Slot to fill.
             text: Encoded text, (tokens, width).
             context: Speaker context, (positions, width).
+            prior: Attention prior that applies to it, (tokens,), or None.
         """
         cache = self._cache
         tokens, positions = text.shape[0], context.shape[0]
@@ -58,6 +59,7 @@ class IncrementalDecoder:
         cache.text_mask[slot, :tokens] = True
         cache.lengths[slot] = positions
         rows = slice(GUIDANCE_ROWS * slot, GUIDANCE_ROWS * (slot + 1))
+        factor = None if prior is None else (prior + torch.finfo(prior.dtype).tiny)[None, None, None]
         x = torch.stack([context, torch.zeros_like(context)])
         x = x + self._decoder.position_embeddings(self._positions[:positions])
         for index, layer in enumerate(self._decoder.layers):
@@ -69,7 +71,8 @@ class IncrementalDecoder:
             cache.keys[index, rows, :, :positions] = key
             cache.values[index, rows, :, :positions] = value
             x = x + attend(layer, query, key, value, is_causal=True)
-            x[:1] += self._read_text(index, slice(slot, slot + 1), tokens, x[:1], None)[0]
+            own = factor if index in self._prior_layers else None
+            x[:1] += self._read_text(index, slice(slot, slot + 1), tokens, x[:1], own)[0]
             x = x + feed_forward(layer, x)
 
     def step(
@@ -92,12 +95,14 @@ class IncrementalDecoder:
         live = x.shape[0]
         slots, rows = slice(0, live), slice(0, GUIDANCE_ROWS * live)
         row_index = torch.arange(GUIDANCE_ROWS * live, device=x.device)
-        position = cache.lengths[:live].repeat_interleave(GUIDANCE_ROWS)
+        # Slots that only pad a CUDA graph's batch run on beyond the end.
+        position = cache.lengths[:live].clamp(max=len(self._positions) - 1).repeat_interleave(GUIDANCE_ROWS)
         keys = min(-(-(longest + 1) // KEY_BLOCK) * KEY_BLOCK, cache.keys.shape[3])
         mask = (self._positions[:keys] <= position[:, None])[:, None, None]
         factor = torch.where(prior_active[:, None], prior + torch.finfo(prior.dtype).tiny, 1.0)[:, None, None]
 
-        x = x.repeat_interleave(GUIDANCE_ROWS, dim=0)[:, None] + self._decoder.position_embeddings(position)[:, None]
+        x = x.to(cache.keys.dtype).repeat_interleave(GUIDANCE_ROWS, dim=0)
+        x = (x + self._decoder.position_embeddings(position))[:, None]
         alignment = torch.zeros(live, text_width, device=x.device, dtype=torch.float32)
         for index, layer in enumerate(self._decoder.layers):
             query, key, value = project_qkv(layer, x)
@@ -137,9 +142,9 @@ class IncrementalDecoder:
         query = cross.q_net(layer.norm_xattn_query(x)).view(count, steps, cross.n_heads, cross.d_head).transpose(1, 2)
         scores = query @ cache.text_keys[index, slots, :, :width].transpose(2, 3) * cross.scale
         mask = cache.text_mask[slots, None, None, :width]
-        weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        weights = scores.float().masked_fill(~mask, float("-inf")).softmax(dim=-1)
         if factor is not None:
             weights = weights * factor
             weights = weights / weights.sum(dim=-1, keepdim=True)
-        read = weights @ cache.text_values[index, slots, :, :width]
+        read = weights.to(query.dtype) @ cache.text_values[index, slots, :, :width]
         return cross.o_net(read.transpose(1, 2).flatten(2)), weights

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from magpie_engine.catalog import Catalog
 from magpie_engine.checkpoint import read_catalog
-from magpie_engine.chunking import ChunkSchedule
+from magpie_engine.chunking import ChunkPolicy, PlayoutSchedule
 from magpie_engine.codec import StreamingCodec, to_int16
 from magpie_engine.errors import EngineStoppedError, MagpieError, QueueFullError
 from magpie_engine.events import AudioChunk, Failed, Finished, FinishReason, Sink
-from magpie_engine.request import SpeechRequest
+from magpie_engine.history import Continuation, UtteranceMemory
+from magpie_engine.normalization import make_normalizer
+from magpie_engine.observer import Observer
+from magpie_engine.request import MAX_SEED, SpeechRequest
 from magpie_engine.runner import ModelRunner
 from magpie_engine.settings import EngineSettings
-from magpie_engine.text import TextEncoder
+from magpie_engine.text import TextFrontEnd
 from magpie_engine.utterance import Utterance
 
 if TYPE_CHECKING:
     from nemo.collections.tts.models.magpietts import MagpieTTSModel
+
+#: Requests that begin between two steps, at most: each takes a prefill, for which those who speak have to wait.
+ADMISSIONS = 4
 
 
 @dataclass(frozen=True)
@@ -53,20 +60,41 @@ class SpeechEngine:
     """Continuous batching of utterances.
 
     `submit`, `cancel`, `stats`, `shut` and `wait_for_work` may be called from any thread; `step` and `close` only from
-    the one that made the engine, which thereby owns every NeMo object.
+    the one that made the engine, which thereby owns every NeMo object but the tokenizer, which is the text thread's.
 
     Args:
         model: The restored model, in evaluation mode.
         settings: Slots, queue and chunk sizes.
+        text_thread: Where text is normalised and tokenized; None does it within `submit` and `step`.
+        observer: Told what is worth measuring.
+        clock: Tells the time in seconds.
     """
 
-    def __init__(self, model: MagpieTTSModel, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        model: MagpieTTSModel,
+        settings: EngineSettings,
+        text_thread: Executor | None = None,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         #: What clients may ask for.
         self.catalog: Catalog = read_catalog(model, settings)
         self._settings = settings
-        self._text = TextEncoder(model, self.catalog.max_text_tokens)
-        self._runner = ModelRunner(model, self.catalog, settings.max_streams)
-        self._codec = StreamingCodec(model)
+        normalizer = make_normalizer(settings.normalizer, settings.normalizer_cache, self.catalog.languages)
+        self._text = TextFrontEnd(model, self.catalog.max_text_tokens, normalizer)
+        self._text_thread = text_thread or _SameThread()
+        self._runner = ModelRunner(model, self.catalog, settings)
+        self._codec = StreamingCodec(model, settings.max_streams)
+        self._policy = ChunkPolicy(
+            settings.first_chunk_frames,
+            settings.max_chunk_frames,
+            settings.playout_margin_ms / 1000,
+            1 / self.catalog.frames_per_second,
+        )
+        self._observer = observer or Observer()
+        self._clock = clock
+        self._memory = UtteranceMemory(settings.utterance_idle_seconds, clock)
         self._waiting: deque[Utterance] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -89,8 +117,7 @@ class SpeechEngine:
             QueueFullError: All slots are taken and the queue is full.
             EngineStoppedError: The engine is closed.
         """
-        schedule = ChunkSchedule(self._settings.first_chunk_frames, self._settings.max_chunk_frames)
-        utterance = Utterance(request, sink, schedule)
+        utterance = Utterance(request, sink, PlayoutSchedule(self._policy), self._clock())
         with self._changed:
             if self._closed:
                 raise EngineStoppedError("the speech engine is shutting down")
@@ -102,11 +129,16 @@ class SpeechEngine:
                         f"all {self._settings.max_streams} voices speak and {self._settings.max_queue} requests wait; "
                         "try again later"
                     )
+                if request.utterance is not None:
+                    utterance.request = self._memory.begin(request)
+                utterance.script = self._text_thread.submit(self._text.begin, utterance.request)
                 self._waiting.append(utterance)
-                self._changed.notify()
-                return utterance
-            self._finished += 1
-        utterance.end(Finished(FinishReason.EMPTY))
+            else:
+                self._finished += 1
+        if not request.pronounceable:
+            utterance.end(Finished(FinishReason.EMPTY))
+        else:
+            utterance.script.add_done_callback(self._wake)
         return utterance
 
     def cancel(self, utterance: Utterance) -> None:
@@ -131,7 +163,13 @@ class SpeechEngine:
     def wait_for_work(self) -> bool:
         """Waits until there is something to step; tells False once the engine takes no more requests."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._waiting or self._runner.live)
+            self._changed.wait_for(
+                lambda: (
+                    self._closed
+                    or self._runner.live
+                    or any(waiting.cancelled or waiting.script.done() for waiting in self._waiting)
+                )
+            )
             return not self._closed
 
     def shut(self) -> None:
@@ -140,7 +178,17 @@ class SpeechEngine:
             self._closed = True
             self._changed.notify_all()
 
+    def _wake(self, future: Future[Any]) -> None:
+        with self._changed:
+            self._changed.notify()
+
     # The engine's thread ---------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """Prepares what the first callers would otherwise wait for: CUDA graphs."""
+        if self._runner.wants_graphs:
+            self._runner.capture()
+            self._codec.capture(self._policy.sizes)
 
     def step(self) -> None:
         """Lets go of cancelled utterances, admits waiting ones, decodes one step, sends what is due.
@@ -151,17 +199,23 @@ class SpeechEngine:
         self._admit()
         if not self._runner.live:
             return
+        began = self._clock()
+        before = sum(utterance.frames for utterance in self._runner.live)
         try:
             results = self._runner.step()
-            self._frames += sum(result.utterance.codes[-1].shape[1] for result in results)
-            self._send_due([result.utterance for result in results], {r.utterance for r in results if r.reason})
+            self._frames += sum(result.utterance.frames for result in results) - before
+            for result in results:
+                if result.over and not result.utterance.is_full:
+                    result.utterance.begin_all_words()
+            self._send_due([result.utterance for result in results], {r.utterance for r in results if r.over})
         except Exception as error:  # whatever the device or NeMo raises, clients are told and the engine goes on
             for utterance in list(self._runner.live):
                 self._fail(utterance, error)
             return
+        self._observer.stepped(len(results), self._clock() - began)
         for result in results:
-            if result.reason is not None:
-                self._finish(result.utterance, result.reason)
+            if result.over is not None:
+                self._turn_page(result.utterance, result.over)
 
     def close(self) -> None:
         """Refuses new requests and fails those that wait or speak."""
@@ -181,48 +235,134 @@ class SpeechEngine:
             self._finish(utterance, FinishReason.CANCELLED)
 
     def _admit(self) -> None:
-        while self._runner.free:
-            with self._changed:
-                if not self._waiting:
-                    return
-                utterance = self._waiting.popleft()
+        for _ in range(ADMISSIONS):
+            utterance = self._next_waiting()
+            if utterance is None:
+                return
             try:
-                tokens = self._text.encode(utterance.request.text, utterance.request.tokenizer)
-                if tokens:
-                    self._runner.admit(utterance, tokens)
-                else:
+                segment = utterance.script.result().first
+                if segment is None:
                     self._finish(utterance, FinishReason.EMPTY)
+                    continue
+                self._begin(utterance)
+                self._runner.admit(utterance, segment)
+                self._prepare_next(utterance)
             except Exception as error:  # a text that breaks a tokenizer is that client's problem only
                 self._fail(utterance, error)
 
+    def _next_waiting(self) -> Utterance | None:
+        """Takes the next request that can begin: its text is ready, and the piece before it has been spoken."""
+        with self._changed:
+            busy = {live.request.utterance for live in self._runner.live}
+            ready = []
+            for utterance in self._waiting:
+                piece_of = utterance.request.utterance
+                if utterance.script.done() and (piece_of is None or piece_of not in busy):
+                    ready.append(utterance)
+                busy.add(piece_of)
+            # Somebody is listening to an utterance that has begun: its next piece goes first.
+            ready.sort(key=lambda utterance: self._memory.recall(utterance.request) is None)
+            for utterance in ready:
+                failed = utterance.script.exception() is not None
+                if self._runner.free or failed or utterance.script.result().first is None:
+                    self._waiting.remove(utterance)
+                    return utterance
+        return None
+
+    def _begin(self, utterance: Utterance) -> None:
+        """Lets an utterance go on from the piece before it, if it is not the first."""
+        request = utterance.request
+        before = self._memory.recall(request)
+        if before is not None:
+            utterance.history, utterance.first_frame, utterance.noise = before.text, before.frames, before.noise
+        if before is None or "seed" in request.given:
+            seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED)
+            utterance.noise.manual_seed(seed)
+        utterance.row = self._codec.open(None if before is None else before.codec)
+
+    def _prepare_next(self, utterance: Utterance) -> None:
+        """Has the text thread tokenize the sentence after the one that is being spoken."""
+        rest = utterance.script.result().rest
+        utterance.next_segment = None
+        if rest:
+            sentence = rest.popleft()
+            utterance.next_segment = self._text_thread.submit(self._text.encode, sentence, utterance.request)
+
+    def _turn_page(self, utterance: Utterance, reason: FinishReason) -> None:
+        """Goes on with the next segment of an utterance whose segment is over, or ends it."""
+        if utterance.is_full:
+            self._finish(utterance, reason)
+            return
+        try:
+            while utterance.next_segment is not None:
+                segment = utterance.next_segment.result()  # ready long since, unless the sentence before was very short
+                self._prepare_next(utterance)
+                if segment is not None:
+                    self._runner.proceed(utterance, segment)
+                    return
+            self._finish(utterance, reason)
+        except Exception as error:
+            self._fail(utterance, error)
+
     def _send_due(self, utterances: Sequence[Utterance], ending: set[Utterance]) -> None:
-        """Decodes and sends the pending frames of utterances whose chunk is due or that end."""
-        due = [u for u in utterances if u.pending and (u in ending or u.schedule.due(u.pending))]
+        """Decodes and sends the pending frames of utterances whose chunk is due or whose segment ends."""
+        now = self._clock()
+        due = [u for u in utterances if u.pending and u.schedule.due(u.pending, now, must=u in ending)]
         if not due:
             return
-        windows, fresh = zip(*(utterance.take_window() for utterance in due), strict=True)
-        with torch.inference_mode():
-            audio = self._codec.decode([torch.cat(window, dim=1) for window in windows], fresh)
-        for utterance, samples in zip(due, audio, strict=True):
-            utterance.sink(AudioChunk(to_int16(samples)))
+        is_first = [utterance.frames == utterance.pending for utterance in due]
+        audio = self._codec.decode([u.row for u in due], [u.take_codes() for u in due])
+        for utterance, samples, first in zip(due, audio, is_first, strict=True):
+            words = utterance.take_words(self.catalog.frames_per_second)
+            utterance.sink(AudioChunk(to_int16(samples), words))
+            if first:
+                self._observer.first_audio(self._clock() - utterance.submitted)
 
     def _finish(self, utterance: Utterance, reason: FinishReason) -> None:
-        self._leave(utterance)
+        cancelled = reason is FinishReason.CANCELLED
+        self._leave(utterance, broken=cancelled)
         with self._changed:
-            if reason is FinishReason.CANCELLED:
+            if cancelled:
                 self._cancelled += 1
             else:
                 self._finished += 1
-        utterance.end(Finished(reason))
+        if utterance.frames and not cancelled:
+            audio_s = utterance.frames / self.catalog.frames_per_second
+            self._observer.finished(audio_s, self._clock() - utterance.submitted)
+        utterance.end(Finished(reason, utterance.take_words(self.catalog.frames_per_second, rest=True)))
 
     def _fail(self, utterance: Utterance, error: Exception) -> None:
-        self._leave(utterance)
+        self._leave(utterance, broken=True)
         with self._changed:
             self._failed += 1
         if not isinstance(error, MagpieError):
             error = MagpieError(f"speech failed: {type(error).__name__}: {error}")
         utterance.end(Failed(error))
 
-    def _leave(self, utterance: Utterance) -> None:
-        if utterance.slot >= 0:
+    def _leave(self, utterance: Utterance, *, broken: bool) -> None:
+        continuation = None
+        spoke = utterance.slot >= 0
+        text = self._runner.history(utterance) if spoke else None
+        if spoke:
             self._runner.release(utterance)
+        if utterance.row >= 0:
+            codec, utterance.row = self._codec.close(utterance.row), -1
+            if text is not None:
+                frames = utterance.first_frame + utterance.frames
+                continuation = Continuation(text, codec, frames, utterance.noise)
+        if utterance.request.utterance is not None:
+            with self._changed:
+                self._memory.end(utterance.request, continuation, broken=broken)
+
+
+class _SameThread(Executor):
+    """Runs what it is given at once."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """See `Executor`."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments, **named))
+        except Exception as error:
+            future.set_exception(error)
+        return future

@@ -13,7 +13,7 @@ from magpie_engine.errors import MagpieError
 
 @dataclass(frozen=True)
 class Word:
-    """A word and when its audio begins, in seconds since the utterance's start."""
+    """A word of the text and when its audio begins, in seconds since the utterance's start, all pieces together."""
 
     word: str
     start: float
@@ -25,7 +25,7 @@ class AudioChunk:
 
     Attributes:
         samples: int16, mono, at the codec's sample rate.
-        words: Words whose audio begins in this chunk. Always empty for now.
+        words: Words whose audio begins in this chunk, in order.
     """
 
     samples: np.ndarray
@@ -43,9 +43,15 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True)
 class Finished:
-    """The utterance is over."""
+    """The utterance is over.
+
+    Attributes:
+        reason: Why.
+        words: Words that the model passed over so quickly that no chunk was left to carry them.
+    """
 
     reason: FinishReason
+    words: tuple[Word, ...] = field(default=())
 
 
 @dataclass(frozen=True)

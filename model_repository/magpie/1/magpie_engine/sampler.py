@@ -91,7 +91,7 @@ class CodebookSampler:
         drawn = []
         for draw in range(self.draws):
             out = self._project_out(self._local_step(x, draw, cache))
-            logits = _guide(self._heads[draw](out).view(live, GUIDANCE_ROWS, -1), state.cfg_scale)
+            logits = _guide(self._heads[draw](out).float().view(live, GUIDANCE_ROWS, -1), state.cfg_scale)
             logits = self._restrict(logits, may_not_end, must_end)
             codes = _draw(logits, state, state.noise[:, draw])
             drawn.append(codes)
@@ -130,7 +130,8 @@ class CodebookSampler:
         """Looks for the end in the drawn codes and in the most likely codes of the parallel heads."""
         live = hidden.shape[0]
         # The heads are affine, so hidden states can be guided instead of their many logits.
-        logits = self._parallel_heads(_guide(hidden, cfg_scale)).view(live, self._stacking, self._codebooks, -1)
+        guided = _guide(hidden, cfg_scale).to(hidden.dtype)
+        logits = self._parallel_heads(guided).view(live, self._stacking, self._codebooks, -1)
         likely = logits[..., self._end_token] > logits[..., : self._real_tokens].amax(dim=-1)
         likely = (likely & ~may_not_end[:, None, None]) | must_end[:, None, None]
         ended = self._by_frame(likely)

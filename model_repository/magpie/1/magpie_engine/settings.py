@@ -7,9 +7,20 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from magpie_engine.errors import SettingsError
+from magpie_engine.normalization import ENGINES
 
 DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("float32", "bfloat16", "float16")
 PREFIX = "MAGPIE_"
+#: Smallest value of each number.
+LEAST = {
+    "max_streams": 1,
+    "max_queue": 0,
+    "first_chunk_frames": 1,
+    "max_chunk_frames": 1,
+    "playout_margin_ms": 0,
+    "utterance_idle_seconds": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,13 @@ class EngineSettings:
         max_queue: Requests that may wait for a slot; one more is refused.
         first_chunk_frames: Codec frames (46.4 ms each) in the first audio chunk of an utterance.
         max_chunk_frames: Size up to which chunks grow, doubling.
+        playout_margin_ms: Audio that a client's playout buffer is kept from falling below, as far as the model of it
+            tells: chunks grow only while it is safe.
+        utterance_idle_seconds: After which an utterance in pieces that gets no further piece is forgotten.
+        normalizer: "light", "nemo" or "auto"; see `normalization.make_normalizer`.
+        normalizer_cache: Folder of NeMo's compiled grammars.
+        precision: "float32", "bfloat16" or "float16", of the acoustic model on CUDA; the codec stays float32.
+        cuda_graphs: 1 captures the decoding step in CUDA graphs, 0 does not.
     """
 
     checkpoint: str = "nvidia/magpie_tts_multilingual_357m"
@@ -35,11 +53,20 @@ class EngineSettings:
     max_queue: int = 32
     first_chunk_frames: int = 2
     max_chunk_frames: int = 16
+    playout_margin_ms: int = 50
+    utterance_idle_seconds: int = 60
+    normalizer: str = "auto"
+    normalizer_cache: str = "~/.cache/triton-voice/text-normalization"
+    precision: str = "float32"
+    cuda_graphs: int = 1
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise SettingsError(f"{PREFIX}DEVICE is {self.device!r}; choose one of {', '.join(DEVICES)}")
-        for name, least in (("max_streams", 1), ("max_queue", 0), ("first_chunk_frames", 1), ("max_chunk_frames", 1)):
+        choices = {"device": DEVICES, "normalizer": ENGINES, "precision": PRECISIONS, "cuda_graphs": (0, 1)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                said = ", ".join(map(str, allowed))
+                raise SettingsError(f"{PREFIX}{name.upper()} is {getattr(self, name)!r}; choose one of {said}")
+        for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise SettingsError(f"{PREFIX}{name.upper()} is {getattr(self, name)}; it must be at least {least}")
 

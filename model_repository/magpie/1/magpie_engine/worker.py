@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from magpie_engine.catalog import Catalog
 from magpie_engine.checkpoint import restore
 from magpie_engine.engine import EngineStats, SpeechEngine
 from magpie_engine.errors import EngineStoppedError
 from magpie_engine.events import AudioChunk, Event, Failed, Sink
+from magpie_engine.observer import Observer
 from magpie_engine.request import SpeechRequest
 from magpie_engine.settings import EngineSettings
 from magpie_engine.utterance import Utterance
@@ -23,13 +25,16 @@ class EngineThread:
 
     Args:
         settings: What to serve and how.
+        observer: Told what is worth measuring, from the end of the warm-up on.
 
     Raises:
         CheckpointError: The checkpoint or its codec cannot be served.
     """
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, observer: Observer | None = None) -> None:
         self._settings = settings
+        self._observer = _Late(observer or Observer())
+        self._text_thread = ThreadPoolExecutor(1, thread_name_prefix="magpie-text")
         self._engine: SpeechEngine | None = None
         self._load_error: BaseException | None = None
         self._ready = threading.Event()
@@ -38,8 +43,10 @@ class EngineThread:
         self._ready.wait()
         if self._load_error is not None:
             self._thread.join()
+            self._text_thread.shutdown()
             raise self._load_error
         self._warm_up()
+        self._observer.awake = True
 
     @property
     def catalog(self) -> Catalog:
@@ -70,10 +77,12 @@ class EngineThread:
         if self._engine is not None:
             self._engine.shut()
         self._thread.join()
+        self._text_thread.shutdown(cancel_futures=True)
 
     def _run(self) -> None:
         try:
-            engine = SpeechEngine(restore(self._settings), self._settings)
+            engine = SpeechEngine(restore(self._settings), self._settings, self._text_thread, self._observer)
+            engine.warm_up()
         except BaseException as error:  # handed to the thread that waits for readiness
             self._load_error = error
             self._ready.set()
@@ -100,3 +109,30 @@ class EngineThread:
             if isinstance(event, Failed):
                 self.stop()
                 raise event.error
+
+
+class _Late(Observer):
+    """Passes on what it hears once it is awake: warm-up is nobody's speech.
+
+    Args:
+        observer: To whom.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.awake = False
+
+    def stepped(self, streams: int, seconds: float) -> None:
+        """See `Observer`."""
+        if self.awake:
+            self._observer.stepped(streams, seconds)
+
+    def first_audio(self, seconds: float) -> None:
+        """See `Observer`."""
+        if self.awake:
+            self._observer.first_audio(seconds)
+
+    def finished(self, audio_s: float, seconds: float) -> None:
+        """See `Observer`."""
+        if self.awake:
+            self._observer.finished(audio_s, seconds)

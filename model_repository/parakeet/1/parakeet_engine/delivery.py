@@ -97,3 +97,4 @@ class Delivery:
                 action()
             except Exception:
                 _log.exception("an answer could not be delivered")
+            del action  # with it goes the request, and Triton's sender in it

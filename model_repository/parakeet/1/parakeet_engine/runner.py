@@ -122,12 +122,14 @@ class StepRunner:
         """Runs every mode once, and captures the graphs, so that the first caller waits for nothing."""
         for lookahead in self.lookaheads:
             self.step(lookahead, [self._padding(lookahead)])
-            if not self._capture:
-                continue
+        if not self._capture:
+            return
+        pool = torch.cuda.graph_pool_handle()  # of this runner: one that outlives its graphs cannot be captured into
+        for lookahead in self.lookaheads:
             for size in reversed(self.bucket_sizes):  # the largest first: the others reuse its memory pool
                 inputs = self._upload([self._padding(lookahead)] * size)
                 try:
-                    self._graphs[lookahead, size] = _GraphedStep(self.network, lookahead, inputs)
+                    self._graphs[lookahead, size] = _GraphedStep(self.network, lookahead, inputs, pool)
                 except RuntimeError:
                     _log.exception("CUDA graphs could not be captured; steps run eagerly, at a higher latency")
                     self._capture = False
@@ -191,12 +193,10 @@ class _GraphedStep:
         network: The network.
         lookahead: The mode.
         inputs: A batch of the size, of scratch rows.
+        pool: Memory pool that all graphs of a runner share (they never run at the same time).
     """
 
-    _pool: Any = None
-    """Memory pool that all graphs share: they never run at the same time."""
-
-    def __init__(self, network: Network, lookahead: Lookahead, inputs: Inputs):
+    def __init__(self, network: Network, lookahead: Lookahead, inputs: Inputs, pool: Any):
         self.size = len(inputs.slot)
         self._inputs = inputs
         side = torch.cuda.Stream()
@@ -206,11 +206,10 @@ class _GraphedStep:
                 network.proceed(lookahead, inputs, network.begin(lookahead, inputs))
         torch.cuda.current_stream().wait_stream(side)
         self._begin, self._proceed = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._begin, pool=_GraphedStep._pool):
+        with torch.cuda.graph(self._begin, pool=pool):
             work = network.begin(lookahead, inputs)
             self._packed = work.packed()
-        _GraphedStep._pool = self._begin.pool()
-        with torch.cuda.graph(self._proceed, pool=_GraphedStep._pool):
+        with torch.cuda.graph(self._proceed, pool=pool):
             network.proceed(lookahead, inputs, work)
             self._packed.copy_(work.packed())
         self._host = torch.empty(self._packed.shape, dtype=self._packed.dtype, pin_memory=True)
