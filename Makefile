@@ -7,7 +7,7 @@ help:
 	@echo "make demo    set up from nothing and run one spoken turn on this machine"
 	@echo "make test    set up from nothing and pass the tests"
 	@echo "make check   ruff and mypy"
-	@echo "make bench   every benchmark with modest settings, into perf/results/<machine>; about three minutes"
+	@echo "make bench   every benchmark with modest settings, into perf/results/<machine>; about a quarter of an hour"
 	@echo "make lock    resolve the locks again (after a change of pyproject.toml)"
 
 setup:
@@ -30,6 +30,9 @@ BENCH_SIZE ?= tiny
 bench: setup
 	@$(BIN)/triton-voice bench asr --size $(BENCH_SIZE) --plot $(RESULTS)/asr.png
 	@$(BIN)/triton-voice bench asr-engine --size $(BENCH_SIZE) --plot $(RESULTS)/asr-engine.png
+	@$(BIN)/triton-voice bench tts --size $(BENCH_SIZE) --plot $(RESULTS)/tts.png
+	@$(BIN)/triton-voice bench tts-engine --size $(BENCH_SIZE) --plot $(RESULTS)/tts-engine.png
+	@$(BIN)/triton-voice bench llm --size $(BENCH_SIZE) --plot $(RESULTS)/llm.png
 
 lock:
 	@for arch in x86_64 aarch64; do for minor in 11 12; do \
