@@ -75,9 +75,9 @@ def test_the_server_dies_with_a_killed_serve(tiny, tmp_path):
     assert not alive
 
 
-def start_serve(log: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
-    """Starts `serve` with the recogniser alone; returns it and its gRPC endpoint once it is ready."""
-    command = [*CLI, "serve", "--only", "parakeet", "--log-file", str(log), *FREE_PORTS, *options]
+def start_serve(log: Path, *options: str, only: str = "parakeet") -> tuple[subprocess.Popen[str], str]:
+    """Starts `serve` with one model; returns it and its gRPC endpoint once it is ready."""
+    command = [*CLI, "serve", "--only", only, "--log-file", str(log), *FREE_PORTS, *options]
     serve = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     return serve, next_endpoint(serve)
 
@@ -114,6 +114,20 @@ def test_a_dead_model_ends_serve_and_its_clients_wait_for_nothing(tiny, tmp_path
         rest = serve.stderr.read()
     assert serve.returncode == 1
     assert "parakeet died" in rest
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+def test_a_dead_llm_engine_ends_serve(tiny, tmp_path):
+    """vLLM's engine is a process of its own, behind the model's."""
+    serve, _ = start_serve(tmp_path / "log", only="nemotron")
+    with serve:
+        children = family(serve.pid)
+        [engine] = [p for p in children if "EngineCore" in " ".join(p.cmdline())]
+        engine.kill()
+        rest = serve.stderr.read()
+    assert serve.returncode == 1
+    assert "nemotron died" in rest
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
 
