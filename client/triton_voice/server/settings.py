@@ -40,14 +40,19 @@ class Weights(BaseModel):
     def environment(self) -> dict[str, str]:
         """Returns the variables by which the models are told."""
         is_profile = self.llm is not None and (self.llm.endswith(".json") or self.llm in llm_profiles())
-        llm = str(Path(self.llm).resolve()) if self.llm and self.llm.endswith(".json") else self.llm
         named = {
             "PARAKEET_CHECKPOINT": self.parakeet,
             "MAGPIE_CHECKPOINT": self.magpie,
             "MAGPIE_CODEC": self.codec,
-            "NEMOTRON_PROFILE" if is_profile else "NEMOTRON_MODEL": llm,
+            "NEMOTRON_PROFILE" if is_profile else "NEMOTRON_MODEL": self.llm,
         }
-        return {name: value for name, value in named.items() if value is not None}
+        return {name: _whole_path(value) for name, value in named.items() if value is not None}
+
+
+def _whole_path(source: str) -> str:
+    """Makes a path absolute, since the server runs in a folder of its own; hub names and profiles stay as they are."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() or source.endswith((".json", ".nemo")) else source
 
 
 class ServerSettings(BaseSettings):
