@@ -87,6 +87,9 @@ class Engine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
+        if settings.precision == "float32":
+            # PyTorch's default lets cuDNN's convolutions round to TF32, enough to change a token now and then.
+            torch.backends.cudnn.allow_tf32 = False
         self.checkpoint = Checkpoint.load(settings.checkpoint, self.device, settings.language)
         self.default_lookahead = self.checkpoint.default_lookahead(settings.default_latency_ms)
         self.runner = StepRunner(
