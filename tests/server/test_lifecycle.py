@@ -118,6 +118,19 @@ def test_a_dead_model_ends_serve_and_its_clients_wait_for_nothing(tiny, tmp_path
     assert not alive
 
 
+def test_a_crashed_tritonserver_leaves_no_stub(tiny, tmp_path):
+    serve, _ = start_serve(tmp_path / "log")
+    with serve:
+        children = family(serve.pid)
+        [server] = [p for p in children if p.name() == "tritonserver"]
+        server.kill()
+        rest = serve.stderr.read()
+    assert serve.returncode == 1
+    assert "tritonserver ended by itself with code -9" in rest
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
 def test_a_dead_llm_engine_ends_serve(tiny, tmp_path):
     """vLLM's engine is a process of its own, behind the model's."""
     serve, _ = start_serve(tmp_path / "log", only="nemotron")

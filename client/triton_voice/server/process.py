@@ -268,13 +268,13 @@ class TritonServer:
             self._monitor.close()
             self._monitor = None
         if process is not None:
-            family = self._descendants(process.pid)
+            family = self._family(process.pid)
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
                     process.wait(self.settings.stop_timeout_s)
                 except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                    family = list({*family, *self._descendants(process.pid)})
+                    family = list({*family, *self._family(process.pid)})
                     process.kill()
                     process.wait()
             _, survivors = psutil.wait_procs(family, timeout=2.0)
@@ -416,6 +416,15 @@ class TritonServer:
                         if any(f"/{model}/" in word for word in words[1:]):
                             stubs[model] = process
         return stubs
+
+    def _family(self, pid: int) -> list[psutil.Process]:
+        """Returns the server's descendants and its stubs, which a crashed server leaves behind without a parent."""
+        stubs = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if str(self._run_dir) in " ".join(process.cmdline()[:1]):
+                    stubs |= {process, *process.children(recursive=True)}
+        return list(stubs.union(self._descendants(pid)))
 
     @staticmethod
     def _descendants(pid: int) -> list[psutil.Process]:
