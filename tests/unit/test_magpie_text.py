@@ -25,6 +25,8 @@ from magpie_engine.text import Sentence, _assign_words
         ("the 1980s", "the nineteen eighties"),
         ("at 5:30 pm or 12:05", "at five thirty P M or twelve oh five"),
         ("at 7 a.m. sharp", "at seven A M sharp"),
+        ("It is 7:05 PM.", "It is seven oh five P M."),
+        ("We open at 9 a.m. Come in.", "We open at nine A M. Come in."),
         ("at 8:00", "at eight o'clock"),
         ("the 21st and 2nd", "the twenty first and second"),
         ("42% of 5 km at 90 km/h", "forty two percent of five kilometers at ninety kilometers per hour"),

@@ -154,6 +154,9 @@ def _phone(match: re.Match[str]) -> str:
     return ", ".join(digits(group) for group in re.findall(r"\d+", match[0]))
 
 
+#: Half of the day. The last full stop belongs to it only inside a sentence; after "7 PM." it ends one.
+_HALF = r"[AaPp](?:\.[Mm]\b|[Mm]\b)(?:\.(?=\s*[a-z,;:)]))?"
+
 _Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 _RULES: tuple[_Rule, ...] = (
     (
@@ -167,8 +170,8 @@ _RULES: tuple[_Rule, ...] = (
         _date,
     ),
     (re.compile(r"(?<![\w.])\+?\d{0,3}[ -]?\(?\d{3}\)?[ -]\d{3}[ -]\d{4}\b|\b\d{3}-\d{4}\b"), _phone),
-    (re.compile(r"\b(?P<hour>\d{1,2}):(?P<minute>\d\d)(?:\s*(?P<half>[AaPp]\.?[Mm]\b\.?))?"), _time),
-    (re.compile(r"\b(?P<hour>\d{1,2})(?P<minute>)\s*(?P<half>[AaPp]\.?[Mm]\b\.?)"), _time),
+    (re.compile(r"\b(?P<hour>\d{1,2}):(?P<minute>\d\d)(?:\s*(?P<half>" + _HALF + "))?"), _time),
+    (re.compile(r"\b(?P<hour>\d{1,2})(?P<minute>)\s*(?P<half>" + _HALF + ")"), _time),
     (
         re.compile(
             rf"(?P<sign>[$€£¥₹])\s?(?P<amount>{_NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion|bn|[kKmMB])\b)?"
