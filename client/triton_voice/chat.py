@@ -54,21 +54,42 @@ async def chat(client: grpc_aio.InferenceServerClient, request: Mapping[str, Any
     Raises:
         TritonVoiceError: As `TritonVoice.chat`.
     """
-    tensor = triton_grpc.InferInput("chat_request", [1], "BYTES")
-    tensor.set_data_from_numpy(np.array([json.dumps(request).encode()], dtype=object))
     calls = ToolCalls()
-    ended = False
-    # Read to the end of the stream, not only to the last chunk: see `stream_infer`.
-    asked = {"model_name": MODEL, "inputs": [tensor]}
-    async with contextlib.aclosing(stream_infer(client, asked)) as results:
-        async for result in results:
-            chunk = json.loads(result.as_numpy("chat_chunk").reshape(-1)[0])
+    async with contextlib.aclosing(chunks(client, request)) as answer:
+        async for chunk in answer:
             for choice in chunk["choices"]:
                 for delta in _deltas(choice, calls):
                     yield delta
             if chunk.get("usage"):
-                ended = True
                 yield _usage(chunk["usage"])
+
+
+async def chunks(
+    client: grpc_aio.InferenceServerClient, request: Mapping[str, Any], model: str = MODEL
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Runs one chat request; see `TritonVoice.chat_chunks`.
+
+    Args:
+        client: The connection.
+        request: The OpenAI body.
+        model: The language model's name on the server.
+
+    Yields:
+        OpenAI chat.completion.chunk objects, the usage last.
+
+    Raises:
+        TritonVoiceError: As `TritonVoice.chat`.
+    """
+    tensor = triton_grpc.InferInput("chat_request", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([json.dumps(request).encode()], dtype=object))
+    ended = False
+    # Read to the end of the stream, not only to the last chunk: see `stream_infer`.
+    asked = {"model_name": model, "inputs": [tensor]}
+    async with contextlib.aclosing(stream_infer(client, asked)) as results:
+        async for result in results:
+            chunk = json.loads(result.as_numpy("chat_chunk").reshape(-1)[0])
+            ended = bool(chunk.get("usage"))
+            yield chunk
     if not ended:
         raise ServerGone("the server ended the stream before the end of the reply")
 

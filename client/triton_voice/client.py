@@ -17,13 +17,28 @@ from tritonclient.utils import InferenceServerException
 from triton_voice import chat as chatting
 from triton_voice.audio import Samples, resampled
 from triton_voice.errors import ServerGone, TritonVoiceError
-from triton_voice.recognition import START_TIMEOUT_S, RecognitionStream
+from triton_voice.recognition import ANSWER_TIMEOUT_S, START_TIMEOUT_S, RecognitionStream
+from triton_voice.recognition import MODEL as ASR_MODEL
 from triton_voice.stream import stream_infer
 from triton_voice.types import ASR_SAMPLE_RATE, ChatDelta, Readiness, SpeechChunk, TextDelta, Transcript, Word
 
 DEFAULT_URL = "127.0.0.1:8001"
-KEEPALIVE = triton_grpc.KeepAliveOptions(keepalive_time_ms=60_000, keepalive_timeout_ms=20_000)
+TTS_MODEL = "magpie"
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 """A vanished server is noticed in a minute; Triton answers pings no oftener than that without data."""
+MAX_RECONNECT_BACKOFF_MS = 1000
+"""Between two attempts to connect. gRPC's own two minutes would leave a client dead long after the server is back."""
+
+
+def _channel_args() -> list[tuple[str, int]]:
+    """Options of the connection: tritonclient's own, with our keepalive and a quick return to a server that was away."""
+    return [
+        ("grpc.max_send_message_length", triton_grpc.MAX_GRPC_MESSAGE_SIZE),
+        ("grpc.max_receive_message_length", triton_grpc.MAX_GRPC_MESSAGE_SIZE),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
+    ]
 
 
 def _bytes_input(name: str, value: str) -> triton_grpc.InferInput:
@@ -86,7 +101,7 @@ class TritonVoice:
     def client(self) -> grpc_aio.InferenceServerClient:
         """Tritonclient's own client, for what this one does not cover."""
         if self._client is None:
-            self._client = grpc_aio.InferenceServerClient(self.url, keepalive_options=KEEPALIVE)
+            self._client = grpc_aio.InferenceServerClient(self.url, channel_args=_channel_args())
         return self._client
 
     async def ready(self, models: tuple[str, ...] = ("parakeet", "nemotron", "magpie")) -> Readiness:
@@ -138,11 +153,21 @@ class TritonVoice:
         latency_ms: int | None = None,
         language: str | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        model: str = ASR_MODEL,
     ) -> RecognitionStream:
-        """Returns a stream to the recogniser that the caller drives piece by piece; arguments as `transcribe`."""
+        """Returns a stream to the recogniser that the caller drives piece by piece.
+
+        Args:
+            latency_ms: As in `transcribe`.
+            language: As in `transcribe`.
+            start_timeout_s: As in `transcribe`.
+            answer_timeout_s: How long the answer to a piece may take, on top of a thirtieth of the piece's length.
+            model: The recogniser's name on the server.
+        """
         chosen = {"latency_ms": latency_ms, "language": language}
         parameters = {name: value for name, value in chosen.items() if value is not None}
-        return RecognitionStream(self.client, parameters, start_timeout_s)
+        return RecognitionStream(self.client, parameters, start_timeout_s, answer_timeout_s, model)
 
     async def speak(
         self,
@@ -151,6 +176,7 @@ class TritonVoice:
         voice: str | None = None,
         language: str | None = None,
         seed: int | None = None,
+        model: str = TTS_MODEL,
         **parameters: Any,
     ) -> AsyncGenerator[SpeechChunk, None]:
         """Speaks a text.
@@ -160,6 +186,7 @@ class TritonVoice:
             voice: One of the checkpoint's voices; None takes the server's default.
             language: Language of the text.
             seed: The same seed gives the same speech.
+            model: The synthesiser's name on the server.
             **parameters: Further request parameters, e.g. `temperature`, `top_k`, `cfg_scale`, `max_seconds`, or
                 `utterance`, an id: texts with the same id are pieces of one utterance, spoken in the order in which
                 they are sent, each iteration yielding its own piece.
@@ -175,7 +202,7 @@ class TritonVoice:
         """
         chosen = {"voice": voice, "language": language, "seed": seed, **parameters}
         request = {
-            "model_name": "magpie",
+            "model_name": model,
             "inputs": [_bytes_input("TEXT", text)],
             "parameters": {name: value for name, value in chosen.items() if value is not None},
         }
@@ -217,6 +244,25 @@ class TritonVoice:
         async with contextlib.aclosing(chatting.chat(self.client, request)) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def chat_chunks(
+        self, request: Mapping[str, Any], *, model: str = chatting.MODEL
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """As `chat`, for callers that speak OpenAI's own words.
+
+        Args:
+            request: An OpenAI chat.completions body; its `model` and `stream` may be left out.
+            model: The language model's name on the server.
+
+        Yields:
+            OpenAI chat.completion.chunk objects; thoughts are in `delta.reasoning_content`, the last one has the usage.
+
+        Raises:
+            TritonVoiceError: As `chat`.
+        """
+        async with contextlib.aclosing(chatting.chunks(self.client, request, model)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def generate(self, prompt: str, **sampling: Any) -> AsyncGenerator[TextDelta, None]:
         """Continues a prompt, as Triton's stock vLLM backend does: no chat template is applied.

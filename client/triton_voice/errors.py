@@ -28,6 +28,10 @@ class ModelNotReady(TritonVoiceError):
     """The server runs, the model does not."""
 
 
+class UnknownModel(ModelNotReady):
+    """The server has no model of that name."""
+
+
 class SequenceLost(TritonVoiceError):
     """The server no longer holds the stream (it was silent for too long, or the server restarted): begin again."""
 
@@ -59,6 +63,8 @@ def from_triton(error: InferenceServerException | grpc.RpcError) -> TritonVoiceE
     lower = message.lower()
     if "must specify the start flag" in lower or (status == "NOT_FOUND" and "start" in lower):
         return SequenceLost(message)
+    if "unknown model" in lower and lower.endswith("is not found"):
+        return UnknownModel(message)
     if "unknown model" in lower or "is not ready" in lower or "is not healthy" in lower or "no version" in lower:
         return ModelNotReady(message)
     if status == "UNAVAILABLE" or not status:
@@ -66,6 +72,8 @@ def from_triton(error: InferenceServerException | grpc.RpcError) -> TritonVoiceE
             return ServerGone(message)
         if status == "UNAVAILABLE":
             return ServerFull(message)
+    if status == "RESOURCE_EXHAUSTED":
+        return ServerFull(message)
     if status == "INVALID_ARGUMENT":
         return InvalidInput(message)
     if status in ("CANCELLED", "DEADLINE_EXCEEDED"):

@@ -18,6 +18,7 @@ from triton_voice.audio import Samples
 from triton_voice.errors import from_triton
 from triton_voice.types import ASR_SAMPLE_RATE, Transcript, Word
 
+MODEL = "parakeet"
 START_TIMEOUT_S = 2.0
 """How long a stream waits for room on the server."""
 ANSWER_TIMEOUT_S = 30.0
@@ -36,10 +37,21 @@ class RecognitionStream:
         client: The connection.
         parameters: Request parameters of the start.
         start_timeout_s: How long the first piece may wait for room.
+        answer_timeout_s: How long the answer to a piece may take, on top of a thirtieth of the piece's length.
+        model: The recogniser's name on the server.
     """
 
-    def __init__(self, client: grpc_aio.InferenceServerClient, parameters: dict[str, Any], start_timeout_s: float):
+    def __init__(
+        self,
+        client: grpc_aio.InferenceServerClient,
+        parameters: dict[str, Any],
+        start_timeout_s: float,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        model: str = MODEL,
+    ):
         self._client = client
+        self._model = model
+        self._answer_timeout_s = answer_timeout_s
         self._parameters = parameters
         self._start_timeout_s = start_timeout_s
         self._sequence = uuid.uuid4().hex
@@ -93,7 +105,7 @@ class RecognitionStream:
         self._started = True
         self._audio_s += len(audio) / ASR_SAMPLE_RATE
         sent_at = time.monotonic()
-        deadline_s = ANSWER_TIMEOUT_S + len(audio) / ASR_SAMPLE_RATE / 30 + (self._start_timeout_s if start else 0.0)
+        deadline_s = self._answer_timeout_s + len(audio) / ASR_SAMPLE_RATE / 30 + (self._start_timeout_s if start else 0.0)
         try:
             result = await self._client.infer(
                 **self._arguments(audio, start, end, {**(self._parameters if start else {}), **parameters}),
@@ -123,7 +135,7 @@ class RecognitionStream:
         tensor = triton_grpc.InferInput("AUDIO", [1, len(audio)], "INT16")
         tensor.set_data_from_numpy(audio.reshape(1, -1))
         arguments = {
-            "model_name": "parakeet",
+            "model_name": self._model,
             "inputs": [tensor],
             "sequence_id": self._sequence,
             "sequence_start": start,

@@ -109,7 +109,8 @@ OUTSIDE = tuple(
     How do airplanes fly? | What does this strange word mean? | Should I invest my money? | Start the washing machine. |
     Can you drive my car to work? | Who wrote that old book? | Where did I leave my keys? | Is my dog sick? |
     Recommend a restaurant near the station. | When does the museum open? | How do I learn to swim? | Draw a cat. |
-    Water the plants. |    What happened in the war? | Print my documents. | Open the front door for the guests. | Count the stars in the sky.
+    Water the plants. | What happened in the war? | Print my documents. | Open the front door for the guests. |
+    Count the stars in the sky.
     """.replace("\n", " ").split("|")
 )
 
