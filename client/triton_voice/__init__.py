@@ -10,6 +10,7 @@ from triton_voice.errors import (
     ServerFull,
     ServerGone,
     TritonVoiceError,
+    UnknownModel,
 )
 from triton_voice.types import (
     ChatDelta,
@@ -48,6 +49,7 @@ __all__ = [
     "Transcript",
     "TritonVoice",
     "TritonVoiceError",
+    "UnknownModel",
     "Usage",
     "Word",
     "__version__",

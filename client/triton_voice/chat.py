@@ -88,7 +88,7 @@ async def chunks(
     async with contextlib.aclosing(stream_infer(client, asked)) as results:
         async for result in results:
             chunk = json.loads(result.as_numpy("chat_chunk").reshape(-1)[0])
-            ended = bool(chunk.get("usage"))
+            ended = ended or bool(chunk.get("usage"))
             yield chunk
     if not ended:
         raise ServerGone("the server ended the stream before the end of the reply")

@@ -31,7 +31,7 @@ MAX_RECONNECT_BACKOFF_MS = 1000
 
 
 def _channel_args() -> list[tuple[str, int]]:
-    """Options of the connection: tritonclient's own, with our keepalive and a quick return to a server that was away."""
+    """Options of the connection: tritonclient's own, our keepalive, and a quick return to a server that was away."""
     return [
         ("grpc.max_send_message_length", triton_grpc.MAX_GRPC_MESSAGE_SIZE),
         ("grpc.max_receive_message_length", triton_grpc.MAX_GRPC_MESSAGE_SIZE),

@@ -105,7 +105,9 @@ class RecognitionStream:
         self._started = True
         self._audio_s += len(audio) / ASR_SAMPLE_RATE
         sent_at = time.monotonic()
-        deadline_s = self._answer_timeout_s + len(audio) / ASR_SAMPLE_RATE / 30 + (self._start_timeout_s if start else 0.0)
+        deadline_s = (
+            self._answer_timeout_s + len(audio) / ASR_SAMPLE_RATE / 30 + (self._start_timeout_s if start else 0.0)
+        )
         try:
             result = await self._client.infer(
                 **self._arguments(audio, start, end, {**(self._parameters if start else {}), **parameters}),

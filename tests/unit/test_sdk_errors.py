@@ -1,0 +1,28 @@
+"""Which of the SDK's exceptions a server's error becomes."""
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from triton_voice import InvalidInput, ModelNotReady, SequenceLost, ServerFault, ServerFull, ServerGone, UnknownModel
+from triton_voice.errors import from_triton
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("StatusCode.INVALID_ARGUMENT", "voice 'x' is not offered", InvalidInput),
+        ("StatusCode.NOT_FOUND", "Request for unknown model: 'parrot' is not found", UnknownModel),
+        ("StatusCode.UNAVAILABLE", "Request for unknown model: 'magpie' has no available versions", ModelNotReady),
+        ("StatusCode.UNAVAILABLE", "all 8 voices speak and 32 requests wait; try again later", ServerFull),
+        ("StatusCode.RESOURCE_EXHAUSTED", "too much", ServerFull),
+        ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", ServerGone),
+        ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", ServerGone),
+        ("StatusCode.INVALID_ARGUMENT", "sequence 7 must specify the START flag on the first request", SequenceLost),
+        ("StatusCode.INTERNAL", "the engine died", ServerFault),
+        (None, "UNAVAILABLE: all 8 voices speak", ServerFull),
+    ],
+)
+def test_a_servers_error_becomes(status, message, kind):
+    error = from_triton(InferenceServerException(message, status))
+    assert type(error) is kind
+    assert str(error) in message
