@@ -53,7 +53,7 @@ async def run_turn(
     *,
     latency_ms: int | None = None,
     realtime: bool = True,
-    max_tokens: int = 32,
+    max_tokens: int = 64,
     seed: int | None = None,
     on_change: Callable[[TurnResult], None] = lambda result: None,
 ) -> TurnResult:

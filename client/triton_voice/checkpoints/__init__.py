@@ -1,7 +1,8 @@
-"""Checkpoints with random weights of the real classes, made by a command: nothing is downloaded.
+"""Checkpoints that need no download: the small trained ones of the default run, and random ones of the real classes.
 
-`tiny` is for tests, CI and the default run; `full` has the published shapes, for measuring speed. What they hear, think
-and say is nonsense, and every place that shows it says so.
+The trained ones lie in the project's folder `checkpoints` and know one small world. Those with random weights are made
+by a command: `tiny` for tests and CI, `full` with the published shapes for measuring speed. What random ones hear,
+think and say is nonsense, and every place that shows it says so.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from triton_voice.paths import cache_dir
+from triton_voice.paths import cache_dir, project_root
 from triton_voice.server.settings import Weights
 
 Size = Literal["tiny", "full"]
 PARTS = ("parakeet", "magpie", "llm")
+TRAINED_NOTE = "small trained checkpoints: they know one small household world and nothing else"
 RANDOM_WEIGHTS_NOTE = "random weights: what it hears, thinks and says is nonsense"
 
 
@@ -57,6 +59,26 @@ class Checkpoints:
             llm=str(self.llm),
             label=f"{self.size} checkpoints, {RANDOM_WEIGHTS_NOTE}",
         )
+
+
+def trained() -> Weights:
+    """Returns the small trained checkpoints of the project's folder `checkpoints`.
+
+    Raises:
+        FileNotFoundError: They are not there, as in an installation without the checkout.
+    """
+    folder = project_root() / "checkpoints"
+    paths = {
+        "parakeet": folder / "parakeet-tiny" / "parakeet.nemo",
+        "magpie": folder / "magpie-tiny" / "magpie.nemo",
+        "codec": folder / "magpie-tiny" / "codec.nemo",
+        "llm": folder / "nemotron-tiny",
+    }
+    if missing := [str(path) for path in paths.values() if not path.exists()]:
+        raise FileNotFoundError(
+            f"the trained checkpoints {', '.join(missing)} are missing; `--models random` needs none"
+        )
+    return Weights(**{part: str(path) for part, path in paths.items()}, label=TRAINED_NOTE)
 
 
 def folder_of(size: Size, seed: int = 0) -> Path:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,10 @@ class Shape:
         stacking: `frame_stacking_factor`: frames that the decoder predicts in a step.
         local_layers: Layers of the local transformer.
         languages: Languages beside English and French, by letters: of `LETTER_TOKENIZERS`.
+        english_only: Without French, too.
+        speaker_frames: Length of the speaker context.
+        spectral_encoder: The codec's encoder hears magnitudes of the spectrum instead of samples: small, quick to train
+            and blind to phase. Speech is decoded alike.
     """
 
     width: int
@@ -119,6 +124,9 @@ class Shape:
     stacking: int = 1
     local_layers: int = 1
     languages: tuple[str, ...] = ()
+    english_only: bool = False
+    speaker_frames: int = SPEAKER_FRAMES
+    spectral_encoder: bool = False
 
 
 #: Tokenizers that need no file, by language: NeMo's name for it, and the class.
@@ -133,6 +141,27 @@ LETTER_TOKENIZERS = {
 SHAPES = {
     "tiny": Shape(32, 64, 4, 32, 2, 3, 16, 512, 256, 64, (1, 2), (1, 2), 4, 64, Gains()),
     "full": Shape(768, 3072, 12, 128, 6, 12, 256, 2048, 2048, 500, (3, 4, 5, 6), (3, 4, 5, 6, 7, 8, 9), 48, 864, None),
+    # Of the trained checkpoints (training/): small enough for two processor cores, large enough to speak.
+    "trained": Shape(
+        192,
+        768,
+        4,
+        64,
+        3,
+        5,
+        96,
+        256,
+        384,
+        360,
+        (1, 2, 3),
+        (1, 2, 3),
+        96,
+        256,
+        None,
+        english_only=True,
+        speaker_frames=8,
+        spectral_encoder=True,
+    ),
 }
 
 
@@ -174,7 +203,7 @@ def build_codec(shape: Shape) -> AudioCodecModel:
     import torch
     from nemo.collections.tts.models import AudioCodecModel
 
-    codec = AudioCodecModel(_codec_config(shape)).eval()
+    codec = AudioCodecModel(codec_config(shape)).eval()
     decoder = codec.audio_decoder
     codes = torch.randint(0, codec.codebook_size, (1, codec.num_codebooks, CALIBRATION_FRAMES))
     with torch.no_grad():
@@ -190,19 +219,24 @@ def build_codec(shape: Shape) -> AudioCodecModel:
     return codec
 
 
-def build_magpie(shape: Shape, codec: Path, scratch: Path) -> MagpieTTSModel:
+def build_magpie(
+    shape: Shape, codec: Path, scratch: Path, lexicon: Mapping[str, str] | None = None, *, can_end: bool = False
+) -> MagpieTTSModel:
     """Builds the acoustic model with baked speakers, on the CPU, in evaluation mode.
 
     Args:
         shape: Sizes and gains.
         codec: The codec's `.nemo`; the constructor reads it.
         scratch: Folder for the pronunciation files, which `save_to` packs into the `.nemo`.
+        lexicon: Words with their IPA; None for a small one of random sounds.
+        can_end: Leaves the end token in reach, for a model that will be trained.
     """
     from nemo.collections.tts.models.magpietts import MagpieTTSModel
 
-    model = MagpieTTSModel(_magpie_config(shape, codec, scratch)).eval()
-    _bake_speakers(model)
-    _never_end(model)
+    model = MagpieTTSModel(magpie_config(shape, codec, scratch, lexicon)).eval()
+    bake_speakers(model, shape.speaker_frames)
+    if not can_end:
+        _never_end(model)
     if shape.gains is not None:
         _amplify(model, shape.gains)
     return model
@@ -221,7 +255,8 @@ def _set_level(codec: AudioCodecModel, codes: torch.Tensor, stage: torch.nn.Modu
             parameter.mul_(level / measured[0])
 
 
-def _codec_config(shape: Shape) -> Any:
+def codec_config(shape: Shape) -> Any:
+    """Returns NeMo's configuration of the codec."""
     from omegaconf import OmegaConf
 
     rates = (8, 8, 4, 2, 2)
@@ -243,7 +278,9 @@ def _codec_config(shape: Shape) -> Any:
             "mel_loss_log_guard": 1.0,
             "stft_loss_log_guard": 1.0,
             "feature_loss_type": "absolute",
-            "audio_encoder": {
+            "audio_encoder": _spectral_encoder(shape)
+            if shape.spectral_encoder
+            else {
                 "_target_": _CODEC + "HiFiGANEncoder",
                 "down_sample_rates": list(reversed(rates)),
                 "encoded_dim": 32,
@@ -271,7 +308,21 @@ def _codec_config(shape: Shape) -> Any:
     )
 
 
-def _magpie_config(shape: Shape, codec: Path, scratch: Path) -> Any:
+def _spectral_encoder(shape: Shape) -> dict[str, Any]:
+    """A quarter of a frame of hop, halved twice."""
+    hop, channels = SAMPLES_PER_FRAME // 4, shape.codec_encoder_channels
+    return {
+        "_target_": _CODEC + "MultiResolutionSTFTEncoder",
+        "out_dim": 32,
+        "resolutions": [[4 * hop, hop, 4 * hop]],
+        "resolution_filter_list": [channels],
+        "down_sample_filter_list": [channels * 4 // 3, channels * 5 // 3],
+        "down_sample_rate_list": [2, 2],
+    }
+
+
+def magpie_config(shape: Shape, codec: Path, scratch: Path, lexicon: Mapping[str, str] | None = None) -> Any:
+    """Returns NeMo's configuration of the acoustic model, and writes the pronunciation files that it names."""
     from omegaconf import OmegaConf
 
     encoder = {
@@ -325,7 +376,7 @@ def _magpie_config(shape: Shape, codec: Path, scratch: Path) -> Any:
             "local_transformer_n_layers": shape.local_layers,
             "local_transformer_n_heads": 1,
             "local_transformer_hidden_dim": shape.local_width,
-            "text_tokenizers": _tokenizers(scratch, shape.languages),
+            "text_tokenizers": _tokenizers(scratch, shape, lexicon),
             "encoder": encoder,
             # Baked speakers replace the context encoder, whose weights are then left out of the `.nemo`.
             "context_encoder": encoder | {"n_layers": 1, "is_causal": False},
@@ -353,17 +404,14 @@ def _magpie_config(shape: Shape, codec: Path, scratch: Path) -> Any:
     )
 
 
-def _tokenizers(scratch: Path, languages: tuple[str, ...]) -> dict[str, Any]:
-    """English phonemes with letters for every word outside the small dictionary, and other languages' letters."""
-    dice, phonemes = random.Random(0), _PHONEMES.split()
+def _tokenizers(scratch: Path, shape: Shape, lexicon: Mapping[str, str] | None) -> dict[str, Any]:
+    """English phonemes with letters for every word outside the dictionary, and other languages' letters."""
     dictionary, heteronyms = scratch / "ipa_dictionary.txt", scratch / "heteronyms.txt"
-    lines = []
-    for index, word in enumerate(dict.fromkeys(_WORDS.split())):
-        sounds = [dice.choice(phonemes) for _ in range(max(2, len(word) - 1))]
-        sounds[0] = phonemes[index % len(phonemes)]
-        lines.append(f"{word.upper()}  {_STRESS}{''.join(sounds)}\n")
-    dictionary.write_text("".join(lines), encoding="utf-8")
+    entries = _random_lexicon() if lexicon is None else lexicon
+    dictionary.write_text("".join(f"{word.upper()}  {ipa}\n" for word, ipa in entries.items()), encoding="utf-8")
     heteronyms.write_text("read\nlive\n", encoding="utf-8")
+    # The public checkpoint's French is ByT5, fetched from the hub when the model is built; letters need no file.
+    french = {} if shape.english_only else {"french_chartokenizer": {"_target_": _TOKENIZERS + "FrenchCharsTokenizer"}}
     return {
         "english_phoneme": {
             "_target_": _TOKENIZERS + "IPATokenizer",
@@ -380,26 +428,35 @@ def _tokenizers(scratch: Path, languages: tuple[str, ...]) -> dict[str, Any]:
                 "use_stresses": True,
             },
         },
-        # The public checkpoint's French is ByT5, fetched from the hub when the model is built; letters need no file.
-        "french_chartokenizer": {"_target_": _TOKENIZERS + "FrenchCharsTokenizer"},
+        **french,
         **{
             name: {"_target_": _TOKENIZERS + tokenizer}
-            for name, tokenizer in (LETTER_TOKENIZERS[language] for language in languages)
+            for name, tokenizer in (LETTER_TOKENIZERS[language] for language in shape.languages)
         },
     }
 
 
-def _bake_speakers(model: MagpieTTSModel) -> None:
+def _random_lexicon() -> dict[str, str]:
+    dice, phonemes = random.Random(0), _PHONEMES.split()
+    lexicon = {}
+    for index, word in enumerate(dict.fromkeys(_WORDS.split())):
+        sounds = [dice.choice(phonemes) for _ in range(max(2, len(word) - 1))]
+        sounds[0] = phonemes[index % len(phonemes)]
+        lexicon[word] = f"{_STRESS}{''.join(sounds)}"
+    return lexicon
+
+
+def bake_speakers(model: MagpieTTSModel, frames: int = SPEAKER_FRAMES) -> None:
     """Gives the model what the public checkpoint has: fixed context embeddings instead of context audio."""
     import torch
 
     width = model.cfg.embedding_dim
-    table = torch.nn.Embedding(len(SPEAKERS), SPEAKER_FRAMES * width)
+    table = torch.nn.Embedding(len(SPEAKERS), frames * width)
     torch.nn.init.normal_(table.weight)
     model.baked_context_embedding = table.requires_grad_(False)
-    model._baked_embedding_T = torch.tensor(SPEAKER_FRAMES)
+    model._baked_embedding_T = torch.tensor(frames)
     model._baked_embedding_D = torch.tensor(width)
-    model.baked_context_embedding_len = torch.full((len(SPEAKERS),), SPEAKER_FRAMES, dtype=torch.long)
+    model.baked_context_embedding_len = torch.full((len(SPEAKERS),), frames, dtype=torch.long)
 
 
 def _never_end(model: MagpieTTSModel) -> None:

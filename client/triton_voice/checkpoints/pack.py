@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import io
 import re
@@ -12,7 +14,7 @@ from pathlib import Path
 _ARTIFACT = re.compile(r"^[0-9a-f]{32}_")
 
 
-def repack(path: Path, replace: Mapping[str, str] | None = None) -> Path:
+def repack(path: Path, replace: Mapping[str, str] | None = None, *, compress: bool = False) -> Path:
     """Makes a saved `.nemo` reproducible, in place.
 
     NeMo prefixes every packed artifact with a random UUID, records where it came from, and stamps members with the
@@ -21,6 +23,7 @@ def repack(path: Path, replace: Mapping[str, str] | None = None) -> Path:
     Args:
         path: The archive that `save_to` wrote.
         replace: Strings in the model's configuration to replace, e.g. a temporary folder's name.
+        compress: Compresses the archive; NeMo reads it all the same, a little later.
 
     Returns:
         The same path.
@@ -41,7 +44,11 @@ def repack(path: Path, replace: Mapping[str, str] | None = None) -> Path:
         config = config.replace(old, new)
     members["model_config.yaml"] = config.encode()
     temporary = path.with_suffix(".partial")
-    with tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as archive:
+    with (
+        temporary.open("wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) if compress else contextlib.nullcontext(file) as sink,
+        tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as archive,
+    ):
         for name, data in sorted((renames.get(name, name), data) for name, data in members.items()):
             info = tarfile.TarInfo(f"./{name}")
             info.size = len(data)

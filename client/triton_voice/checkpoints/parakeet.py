@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import random
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,10 +57,8 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def _train_tokenizer(folder: Path, vocabulary: int) -> None:
-    """Writes what NeMo's `tokenizer.type: bpe` wants: tokenizer.model, tokenizer.vocab and vocab.txt."""
-    import sentencepiece as spm
-
+def _tokenizer_lines(vocabulary: int) -> list[str]:
+    """Returns what the tokenizer of a random checkpoint learns from."""
     lines = TEXT.splitlines()
     if vocabulary > 200:  # the built-in text is too small for 1024 pieces: add pseudo-words
         rng = random.Random(0)
@@ -68,6 +67,20 @@ def _train_tokenizer(folder: Path, vocabulary: int) -> None:
             for _ in range(6000)
         ]
         lines += [" ".join(words[i : i + 10]) for i in range(0, len(words), 10)]
+    return lines
+
+
+def train_tokenizer(folder: Path, lines: Iterable[str], vocabulary: int) -> None:
+    """Learns byte pairs and writes what NeMo's `tokenizer.type: bpe` wants.
+
+    Args:
+        folder: For tokenizer.model, tokenizer.vocab and vocab.txt; made if missing.
+        lines: Texts to learn from; the same lines give the same bytes.
+        vocabulary: Number of pieces.
+    """
+    import sentencepiece as spm
+
+    folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()  # trained from memory: a file's name would end up inside the model
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=model, vocab_size=vocabulary, model_type="bpe",
@@ -185,7 +198,7 @@ def make(out: Path, size: Size = "tiny", seed: int = 0, languages: tuple[str, ..
 
     shape = SHAPES[size]
     with tempfile.TemporaryDirectory() as folder:
-        _train_tokenizer(Path(folder), shape.vocabulary)
+        train_tokenizer(Path(folder), _tokenizer_lines(shape.vocabulary), shape.vocabulary)
         torch.manual_seed(seed)
         settings = config(Path(folder), shape)
         if languages:

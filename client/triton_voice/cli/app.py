@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 from pydantic import ValidationError
 
-from triton_voice.cli import bench, chat, checkpoints, demo, doctor, serve, speak, transcribe
+from triton_voice.cli import bench, bot, chat, checkpoints, demo, doctor, serve, speak, transcribe
+from triton_voice.cli import eval as evaluation
 from triton_voice.cli.console import fail
 from triton_voice.errors import TritonVoiceError
 from triton_voice.server.process import ServerError
@@ -22,8 +23,11 @@ app.command("demo")(demo.demo)
 app.command("transcribe")(transcribe.transcribe)
 app.command("speak")(speak.speak)
 app.command("chat")(chat.chat)
+app.command("bot")(bot.bot)
+app.command("talk")(bot.talk)
 app.command("doctor")(doctor.doctor)
 app.command("checkpoints")(checkpoints.checkpoints)
+app.command("eval")(evaluation.evaluate)
 app.add_typer(bench.app, name="bench")
 
 
@@ -34,6 +38,6 @@ def main() -> None:
     except ServerError as error:
         fail(str(error), f"Log: {error.log_file}" if error.log_file else None)
     except ValidationError as error:
-        fail(*(f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" for e in error.errors()))
+        fail(*(f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" if e["loc"] else e["msg"] for e in error.errors()))
     except (TritonVoiceError, FileNotFoundError) as error:
         fail(f"{type(error).__name__}: {error}")

@@ -107,5 +107,5 @@ def demo(
             table.add_row(words, f"{result.latency_ms[name]:.0f}")
     out.print(table)
     out.print(f"{result.audio_seconds:.2f} s of speech at {result.sample_rate} Hz in {output}", soft_wrap=True)
-    if "random" in label:
-        out.print(f"[yellow]{label}[/]; the times are real", soft_wrap=True)
+    if label:
+        out.print(f"[yellow]{label}[/]", soft_wrap=True)

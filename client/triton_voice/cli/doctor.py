@@ -97,10 +97,10 @@ def _repository() -> Finding:
 
 
 def _weights() -> Finding:
-    found = checkpoints.Checkpoints.in_folder(checkpoints.folder_of("tiny"))
-    if all(path.exists() for path in (found.parakeet, found.magpie, found.codec, found.llm)):
-        return True, f"tiny, {checkpoints.RANDOM_WEIGHTS_NOTE}: {found.parakeet.parent}"
-    return None, "none made yet; `triton-voice serve` makes the tiny ones, `--models` or `--hub` takes others"
+    try:
+        return True, f"{checkpoints.TRAINED_NOTE}: {Path(checkpoints.trained().llm).parent}"
+    except FileNotFoundError as error:
+        return None, str(error)
 
 
 def _server(url: str) -> Finding:

@@ -1,4 +1,4 @@
-"""Which checkpoints a server loads: the options of `serve` and `demo`, and making the tiny ones."""
+"""Which checkpoints a server loads: the options of `serve`, `demo` and others, and making the random ones."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from triton_voice.cli.console import err
 from triton_voice.errors import InvalidInput
 from triton_voice.server.settings import Weights
 
+#: Said instead of a folder.
+RANDOM = Path("random")
+
 ModelsDir = Annotated[
     Path | None,
     typer.Option(
         "--models",
         envvar="TRITON_VOICE_MODELS",
-        help="Folder with parakeet.nemo, magpie.nemo, codec.nemo and llm/. Default: tiny checkpoints, random weights.",
+        help="Folder with parakeet.nemo, magpie.nemo, codec.nemo and llm/, or `random` for tiny ones with random weights. "
+        "Default: the small trained checkpoints.",
     ),
 ]
 Hub = Annotated[bool, typer.Option("--hub", help="Load the published checkpoints by their hub names.")]
@@ -46,12 +50,15 @@ def resolve(
     """Decides what is loaded.
 
     Raises:
-        InvalidInput: `--models` is not a folder with the checkpoints, or contradicts `--hub`.
+        InvalidInput: `--models` is not a folder with the checkpoints or contradicts `--hub`; the trained ones are missing.
     """
     if models is not None and hub:
         raise InvalidInput("--models and --hub exclude each other")
     if hub:
         base = Weights()
+    elif models == RANDOM:
+        make_with_progress("tiny")
+        base = checkpoints.Checkpoints.in_folder(checkpoints.folder_of("tiny")).weights()
     elif models is not None:
         found = checkpoints.Checkpoints.in_folder(models)
         missing = [str(p) for p in (found.parakeet, found.magpie, found.codec, found.llm) if not p.exists()]
@@ -59,7 +66,9 @@ def resolve(
             raise InvalidInput(f"--models {models} lacks {', '.join(missing)}")
         base = found.weights().model_copy(update={"label": f"checkpoints in {models}"})
     else:
-        make_with_progress("tiny")
-        base = checkpoints.Checkpoints.in_folder(checkpoints.folder_of("tiny")).weights()
+        try:
+            base = checkpoints.trained()
+        except FileNotFoundError as error:
+            raise InvalidInput(str(error)) from None
     chosen = {"parakeet": parakeet, "magpie": magpie, "codec": codec, "llm": llm}
     return base.model_copy(update={name: value for name, value in chosen.items() if value is not None})
