@@ -159,4 +159,38 @@ def _tts_engine(report: Report, left: Any, right: Any) -> None:
     powers(right, report, "batch", "utterances at once")
 
 
-_DRAWINGS = {"asr": _asr, "asr-engine": _asr_engine, "llm": _llm, "tts": _tts, "tts-engine": _tts_engine}
+def _turn(report: Report, left: Any, right: Any) -> None:
+    names = ("endpointing", "final_transcript", "turn_decision", "first_token", "first_audio")
+    places = range(len(report.rows))
+    reached = [0.0] * len(report.rows)
+    for name in names:
+        medians = [cell(row, f"{name}_ms.p50") or 0.0 for row in report.rows]
+        left.bar(places, medians, 0.5, bottom=reached, label=name.replace("_", " "))
+        reached = [low + value for low, value in zip(reached, medians, strict=True)]
+    left.set_xticks(places, [str(row["streams"]) for row in report.rows])
+    left.set_xlabel("conversations")
+    left.set_ylabel("ms")
+    left.set_title("the wait for an answer, median of each stage", fontsize="medium")
+
+    left.set_xlim(-0.6, len(report.rows) + 0.6)  # room for the legend
+
+    for number, row in enumerate(report.rows):
+        of = f", {row['streams']} at once" if len(report.rows) > 1 else ""
+        for field, label, style in (("turn_ms", "voice to voice", "-"), ("barge_in_ms", "barge-in to silence", "--")):
+            if row[field] is not None:
+                points = row[field]
+                right.plot(list(points), list(points.values()), style, color=f"C{number}", marker="o", label=label + of)
+    right.set_title("voice to voice, and barge-in to silence", fontsize="medium")
+    right.set_xlabel("percentile of the turns")
+    right.set_ylabel("ms")
+    right.set_ylim(bottom=0)
+
+
+_DRAWINGS = {
+    "asr": _asr,
+    "asr-engine": _asr_engine,
+    "llm": _llm,
+    "tts": _tts,
+    "tts-engine": _tts_engine,
+    "turn": _turn,
+}

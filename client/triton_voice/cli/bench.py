@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from triton_voice import checkpoints
 from triton_voice.checkpoints import Size
+from triton_voice.cli import weights as weight_options
 from triton_voice.cli.console import err, fail, out
 from triton_voice.cli.serving import running
 from triton_voice.errors import InvalidInput
@@ -267,6 +268,56 @@ def tts_engine(
     with err.status("tts-engine ...") as status:
         report = bench.run(asked, about, lambda what: status.update(f"{what} ..."))
     _show(report, bench.COLUMNS, json_file, plot)
+
+
+@app.command("turn")
+def turn(
+    turns: Annotated[int, typer.Option(min=2, help="Of each conversation; every second one is a barge-in.")] = 20,
+    streams: Annotated[str, typer.Option(help="Conversations at once, a row each.")] = "1",
+    reply_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 60,
+    wav: Annotated[Path | None, typer.Option(help="What the user says. Default: a recorded question.")] = None,
+    server: Server = None,
+    label: Label = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder with parakeet.nemo, magpie.nemo, codec.nemo and llm/.")
+    ] = None,
+    size: CheckpointSize = "tiny",
+    device: Device = "auto",
+    json_file: Json = None,
+    plot: Plot = None,
+) -> None:
+    """The whole bot in real time: from the user's last sound to its first, split by stage, and barge-in to silence."""
+    _require_package(plot)
+    for package in ("pipecat", "triton_voice_bench"):
+        if importlib.util.find_spec(package) is None:
+            fail(f"{package} is not installed: pip install triton-voice[bot], in a checkout")
+    from loguru import logger
+
+    from triton_voice_bench import turn as bench
+
+    logger.remove()  # Pipecat's log would tear the table apart; errors are in the result
+    asked = bench.TurnBench(_numbers("--streams", streams), turns, reply_tokens, wav)
+    with contextlib.ExitStack() as stack:
+        if server is not None:
+            url, about = server, label or UNKNOWN_WEIGHTS.format(url=server)
+        else:
+            with err.status("checkpoints ..."):
+                weights = (
+                    weight_options.resolve(models, False, None, None, None, None)
+                    if models is not None
+                    else checkpoints.make(size).weights()
+                )
+            settings = ServerSettings(grpc_port=0, http_port=0, metrics_port=0, device=device)
+            url = stack.enter_context(running(TritonServer(settings, weights))).grpc_url
+            about = weights.label
+        status = stack.enter_context(err.status("turn ..."))
+        report = bench.run(
+            asked, url, about, lambda now, done, of: status.update(f"{now} at once: {done} of {of} turns")
+        )
+    _show(report, bench.COLUMNS, json_file, plot)
+    for row in report.rows:
+        for message in row["error_messages"]:
+            err.print(f"[red]{row['streams']} at once:[/] {message}", highlight=False, soft_wrap=True)
 
 
 def _require_package(plot: Path | None) -> None:

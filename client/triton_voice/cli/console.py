@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from triton_voice.client import DEFAULT_URL
 
@@ -21,8 +22,8 @@ URL: str = DEFAULT_URL
 
 def fail(message: str, *more: str | None) -> NoReturn:
     """Says what went wrong and exits with code 1."""
-    err.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
+    err.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     for line in more:
         if line:
-            err.print(f"       {line}", highlight=False, soft_wrap=True)
+            err.print(f"       {escape(line)}", highlight=False, soft_wrap=True)
     sys.exit(1)

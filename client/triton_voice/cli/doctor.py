@@ -98,7 +98,7 @@ def _repository() -> Finding:
 
 def _weights() -> Finding:
     try:
-        return True, f"{checkpoints.TRAINED_NOTE}: {Path(checkpoints.trained().llm).parent}"
+        return True, f"{checkpoints.TRAINED_NOTE}: {Path(str(checkpoints.trained().llm)).parent}"
     except FileNotFoundError as error:
         return None, str(error)
 

@@ -20,7 +20,7 @@ ModelsDir = Annotated[
     typer.Option(
         "--models",
         envvar="TRITON_VOICE_MODELS",
-        help="Folder with parakeet.nemo, magpie.nemo, codec.nemo and llm/, or `random` for tiny ones with random weights. "
+        help="Folder with parakeet.nemo, magpie.nemo, codec.nemo and llm/, or `random`: tiny ones, random weights. "
         "Default: the small trained checkpoints.",
     ),
 ]
@@ -50,7 +50,7 @@ def resolve(
     """Decides what is loaded.
 
     Raises:
-        InvalidInput: `--models` is not a folder with the checkpoints or contradicts `--hub`; the trained ones are missing.
+        InvalidInput: `--models` lacks a checkpoint or contradicts `--hub`, or the trained ones are missing.
     """
     if models is not None and hub:
         raise InvalidInput("--models and --hub exclude each other")
