@@ -5,6 +5,7 @@ import locale
 # Before anything is imported: Python inside Triton's stub opens text files as ASCII otherwise.
 locale.setlocale(locale.LC_ALL, "C.UTF-8")
 
+import atexit
 import gc
 import json
 import os
@@ -72,6 +73,9 @@ class TritonPythonModel:
             self._name, self._unload_dead = args["model_name"], wanted.unload_dead
             self._metrics = Metrics(labels, self._engine_died)
             self._engine = self._start(wanted, args["model_name"], self._metrics)
+            # What is loaded now stays: searching a million objects of torch and vLLM for garbage would hold up answers.
+            gc.collect()
+            gc.freeze()
         except BackendError as error:
             if error.__cause__ is not None:
                 pb_utils.Logger.log_error("".join(traceback.format_exception(error.__cause__)))
@@ -141,3 +145,6 @@ class TritonPythonModel:
             del self._metrics
         # Triton's objects that hang in reference cycles must go before the shared memory behind them does.
         gc.collect()
+        # Triton waits for this process, whose last act would be to take torch and vLLM apart, module by module: seconds
+        # of work for nothing. Registered last, this is called first.
+        atexit.register(os._exit, 0)

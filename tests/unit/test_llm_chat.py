@@ -1,5 +1,8 @@
 """Chat bodies: what is refused, and that the prompt is the one that transformers renders."""
 
+import asyncio
+import json
+
 import pytest
 
 from triton_voice.checkpoints import llm
@@ -164,3 +167,46 @@ def test_a_parser_comes_from_a_plugin_file(tmp_path):
         "    pass\n"
     )
     chat._check_parsers({"reasoning_parser": "of_the_test", "reasoning_parser_plugin": str(plugin)})
+
+
+def chunk(delta, **rest):
+    body = {"id": "1", "choices": [{"index": 0, "delta": delta, "finish_reason": None}], **rest}
+    return "data: " + json.dumps(body) + "\n\n"
+
+
+ROLE = chunk({"role": "assistant", "content": ""}, prompt_token_ids=[1, 2])
+USAGE = 'data: {"choices":[],"usage":{}}\n\n'
+
+
+async def made_at_once(*events):
+    for event in events:
+        yield event
+
+
+async def test_the_role_rides_with_the_first_piece():
+    whole = [event async for event in chat._role_with_text(made_at_once(ROLE, chunk({"content": "Hé"}), USAGE, "end"))]
+    first = json.loads(whole[0].removeprefix("data: "))
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": "Hé"}
+    assert first["prompt_token_ids"] == [1, 2]
+    assert whole[1:] == [USAGE, "end"]
+
+
+@pytest.mark.parametrize("events", [(), ("data: [DONE]",), ('data: {"error": {}}', "data: [DONE]"), (ROLE, USAGE)])
+async def test_what_is_no_piece_stays_as_it_is(events):
+    assert [event async for event in chat._role_with_text(made_at_once(*events))] in ([*events], ["[DONE]"])
+
+
+async def test_the_role_does_not_wait_for_the_next_token_and_nothing_runs_on_when_it_is_dropped():
+    closed = asyncio.Event()
+
+    async def slow():
+        try:
+            yield ROLE
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    events = chat._role_with_text(slow())
+    assert await anext(events) == ROLE
+    await events.aclose()
+    assert closed.is_set()

@@ -1,6 +1,7 @@
 """The courier: order, one end per client, and clients that leave while nothing is sent to them."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -80,6 +81,37 @@ def test_the_way_back_is_let_go_after_the_last_response(courier):
     courier.close()
     assert client.parcel.reply is None
     assert other.parcel.reply is other
+
+
+def test_a_receipt_comes_after_its_response_and_even_if_that_could_not_be_delivered(lines):
+    well, broken = Client(), Client(broken=True)
+    seen = []
+    courier = Courier(lines.append, lambda receipts: seen.extend((receipt, list(well.got)) for receipt in receipts))
+    for client in (well, broken):
+        courier.open(client.parcel)
+    courier.send(well.parcel, word("one"), False, receipt=1)
+    courier.send(broken.parcel, word("lost"), False, receipt=2)
+    courier.send(well.parcel, word("two"), True)
+    courier.send(well.parcel, word("too late"), False, receipt=3)
+    courier.close()
+    assert [receipt for receipt, _ in seen] == [1, 2, 3]
+    assert all(("one", False) in delivered for _, delivered in seen)
+    assert well.got == [("one", False), ("two", True)]
+
+
+def test_a_client_that_leaves_is_noticed_though_the_courier_is_never_idle(courier):
+    leaving, busy = Client(), Client()
+    for client in (leaving, busy):
+        courier.open(client.parcel)
+    for _ in range(100):
+        courier.send(busy.parcel, word("more"), final=False)
+    leaving.left = True
+    deadline = time.monotonic() + WAIT_S
+    while not leaving.gone.is_set() and time.monotonic() < deadline:
+        for _ in range(50):
+            courier.send(busy.parcel, word("more"), final=False)
+        time.sleep(0)
+    assert leaving.gone.is_set()
 
 
 def test_a_response_that_cannot_be_delivered_stops_its_own_request_only(courier, lines):

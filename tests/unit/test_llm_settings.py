@@ -1,14 +1,21 @@
 """How model.json, config.pbtxt and the environment make a model's engine arguments."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
+import pydantic
 import pytest
 
 from vllm_chat import settings
 from vllm_chat.errors import SettingsError
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository" / "nemotron"
+PROFILES = sorted(path.stem for path in (REPOSITORY / "profiles").glob("*.json"))
+SPARK_GB = 128
+#: What README adds to weights and cache: Parakeet, Magpie and their runtimes; vLLM with and without CUDA graphs.
+SPEECH_GB, VLLM_GB, VLLM_EAGER_GB = 10, 4, 2
 
 
 @pytest.fixture
@@ -99,12 +106,62 @@ def test_the_shipped_model_json_holds_arguments_that_this_vllm_knows():
     assert args["model"].startswith("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-")
 
 
-@pytest.mark.parametrize("profile", sorted(path.stem for path in (REPOSITORY / "profiles").glob("*.json")))
+@pytest.mark.parametrize("profile", PROFILES)
 def test_a_shipped_profile_holds_what_this_vllm_knows(profile):
     environment = {"NEMOTRON_PROFILE": profile}
     assert "kv_cache_memory_bytes" in resolved(REPOSITORY / "1", environment)
     chat = pytest.importorskip("vllm_chat.chat")
     chat._check_parsers(settings.load(REPOSITORY / "1", "nemotron", {}, environment).parsers)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_shipped_profile_holds_values_of_the_right_types(profile):
+    """JSON's true is no number, and "4" is none either: vLLM would take some of these and fail later."""
+    arg_utils = pytest.importorskip("vllm.engine.arg_utils")
+    kinds = {field.name: field.type for field in dataclasses.fields(arg_utils.AsyncEngineArgs)}
+    for name, value in json.loads((REPOSITORY / "profiles" / f"{profile}.json").read_text()).items():
+        if name not in settings.PARSER_ARGS:
+            kind = eval(kinds[name], vars(arg_utils)) if isinstance(kinds[name], str) else kinds[name]
+            pydantic.TypeAdapter(kind).validate_python(value, strict=True)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_vllm_makes_of_a_shipped_profile_what_it_says(profile, tiny, monkeypatch):
+    """vLLM checks the arguments against each other and against a checkpoint; a tiny one, for want of the real."""
+    environment = {"NEMOTRON_PROFILE": profile, "NEMOTRON_MODEL": str(tiny.llm)}
+    wanted = settings.load(REPOSITORY / "1", "nemotron", {}, environment)
+    for name, value in settings.environment_defaults(wanted, on_cpu=True).items():
+        monkeypatch.setenv(name, value)
+    said = json.loads((REPOSITORY / "profiles" / f"{profile}.json").read_text())
+    args = settings.resolve(wanted, on_cpu=False, environment={})
+    made = pytest.importorskip("vllm.engine.arg_utils").AsyncEngineArgs(**args).create_engine_config()
+    assert made.model_config.max_model_len == said["max_model_len"]
+    assert made.model_config.enforce_eager == said.get("enforce_eager", False)
+    assert made.scheduler_config.max_num_seqs == said["max_num_seqs"]
+    assert made.scheduler_config.max_num_batched_tokens == said["max_num_batched_tokens"]
+    assert made.cache_config.kv_cache_memory_bytes == said["kv_cache_memory_bytes"]
+    assert made.cache_config.enable_prefix_caching
+
+
+def budgets():
+    """README's table of profiles: name, and (weights, KV cache, together with ASR and TTS) in GB, GiB, GB."""
+    row = re.compile(r"^\| `([\w-]+)`.*?\| about ([\d.]+) GB \| (\d+) GiB \| about (\d+) GB \|", re.MULTILINE)
+    return {name: tuple(map(float, numbers)) for name, *numbers in row.findall((REPOSITORY / "README.md").read_text())}
+
+
+def test_the_budgets_of_all_three_models_fit_into_a_sparks_memory():
+    assert set(budgets()) == set(PROFILES)
+    for profile, (weights, cache_gib, together) in budgets().items():
+        args = json.loads((REPOSITORY / "profiles" / f"{profile}.json").read_text())
+        assert args["kv_cache_memory_bytes"] == cache_gib * 2**30, profile
+        if profile.startswith("spark"):
+            vllm = VLLM_EAGER_GB if args.get("enforce_eager") else VLLM_GB
+            total = weights + args["kv_cache_memory_bytes"] / 1e9 + vllm + SPEECH_GB
+            assert total == pytest.approx(together, abs=2), profile
+            # vLLM refuses to start with less free than its share, and the speech models must fit beside that share.
+            share = args["gpu_memory_utilization"] * SPARK_GB
+            assert total - SPEECH_GB < share < SPARK_GB - SPEECH_GB, profile
+        assert together < SPARK_GB, profile
 
 
 def test_the_default_is_the_fp8_profile():

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,9 @@ from vllm_chat.courier import Courier, Parcel, Reply
 from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, LoadFailed, Unavailable
 from vllm_chat.observer import Observer
 
-#: How long the engine's process may take to leave before vLLM kills it.
-ENGINE_EXIT_S = 5.0
+#: How long the engine's process may take to leave before vLLM kills it. It holds nothing worth waiting for by then, and
+#: taking Python and torch apart in order can take many seconds on a busy machine.
+ENGINE_EXIT_S = 1.0
 _UNLOADING = "the model is being unloaded"
 _DEAD = "the model is not ready: its engine died, and it must be loaded again"
 
@@ -87,7 +88,7 @@ class LlmEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm-engine", daemon=True)
         self._thread.start()
-        self._courier = Courier(log)
+        self._courier = Courier(log, self._taken)
         try:
             self._llm, self._chat = asyncio.run_coroutine_threadsafe(
                 self._load(engine_args, model_name, chat_template_kwargs, parsers or {}), self._loop
@@ -179,11 +180,23 @@ class LlmEngine:
             job.task.cancel()
 
     async def _answer(self, job: Job) -> None:
-        async for outputs, final in self._outputs(job):
-            job.finished = job.finished or final
-            self._courier.send(job.parcel, outputs, final)
+        async with contextlib.aclosing(self._outputs(job)) as answer:
+            async for outputs, final in answer:
+                job.finished = job.finished or final
+                if final:
+                    self._courier.send(job.parcel, outputs, final)
+                    continue
+                # One response of a request at a time: vLLM joins the tokens that it makes until Triton has taken it.
+                # When Triton is the slower one, there are fewer responses instead of a queue of them.
+                receipt = self._loop.create_future()
+                self._courier.send(job.parcel, outputs, final, receipt)
+                await receipt
 
-    def _outputs(self, job: Job) -> AsyncIterator[tuple[dict[str, np.ndarray], bool]]:
+    def _taken(self, receipts: list[asyncio.Future[None]]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(_settle, receipts)
+
+    def _outputs(self, job: Job) -> AsyncGenerator[tuple[dict[str, np.ndarray], bool], None]:
         if isinstance(job.request, ChatRequest):
             return self._chat.generate(job.request.body, job.request_id)
         return text.generate(self._llm, job.request, job.request_id, self._loras)
@@ -237,6 +250,12 @@ class LlmEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _settle(receipts: list[asyncio.Future[None]]) -> None:
+    for receipt in receipts:
+        if not receipt.done():  # its request was cancelled
+            receipt.set_result(None)
 
 
 def _reason(error: BaseException) -> str:

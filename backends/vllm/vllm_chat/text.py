@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ NO_LOGPROBS = "null"
 
 async def generate(
     llm: AsyncLLM, request: TextRequest, request_id: str, loras: Mapping[str, LoRARequest] | None = None
-) -> AsyncIterator[tuple[dict[str, np.ndarray], bool]]:
+) -> AsyncGenerator[tuple[dict[str, np.ndarray], bool], None]:
     """Run one text request.
 
     Args:
@@ -54,10 +55,13 @@ async def generate(
         whole = await _prompt(llm, request)
         (prompt,) = await llm.renderer.render_cmpl_async([parse_model_prompt(llm.model_config, whole)])
     except VLLMClientError as error:
-        raise InvalidRequest(f"text_input: {error.args[0]}") from None
+        field = "image" if request.images and "image" in str(error.args[0]) else "text_input"
+        raise InvalidRequest(f"{field}: {error.args[0]}") from None
     # A plain prompt has no thoughts: a grammar holds from the first token, whatever reasoning parser chat has.
-    async for output in llm.generate(prompt, params, request_id, lora_request=adapter, reasoning_ended=True):
-        yield _tensors(request, output, params.n), output.finished
+    answer = llm.generate(prompt, params, request_id, lora_request=adapter, reasoning_ended=True)
+    async with contextlib.aclosing(answer):  # a request that is dropped between two outputs is aborted at once, too
+        async for output in answer:
+            yield _tensors(request, output, params.n), output.finished
 
 
 async def _prompt(llm: AsyncLLM, request: TextRequest) -> Any:
@@ -77,7 +81,9 @@ def _pictures(files: tuple[bytes, ...]) -> list[Image.Image]:
     for index, data in enumerate(files):
         try:
             pictures.append(Image.open(io.BytesIO(data)).convert("RGB"))
-        except (UnidentifiedImageError, OSError, ValueError) as error:
+        except UnidentifiedImageError:
+            raise InvalidRequest(f"image[{index}] is not an image file of a known kind, such as PNG or JPEG") from None
+        except (OSError, ValueError) as error:
             raise InvalidRequest(f"image[{index}] is not an image file that can be read: {error}") from None
     return pictures
 
