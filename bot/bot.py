@@ -14,12 +14,10 @@ from typing import Any
 
 from loguru import logger
 from pipecat.frames.frames import (
-    Frame,
     LLMMessagesAppendFrame,
     LLMRunFrame,
     LLMUpdateSettingsFrame,
     STTUpdateSettingsFrame,
-    TranscriptionFrame,
     TTSSpeakFrame,
     TTSUpdateSettingsFrame,
 )
@@ -156,8 +154,6 @@ class Conversation:
         if settings.record is not None:
             steps.insert(-1, Recorder(settings.record, memory.id))
 
-        services.stt.add_event_handler("on_before_push_frame", _keep)
-
         async def report(latency: TurnLatency) -> None:
             await worker.rtvi.send_server_message(latency.message())
             if on_latency is not None:
@@ -289,12 +285,3 @@ class Conversation:
             await self.worker.rtvi.send_server_message({"type": "session-ended", "reason": reason})
             await asyncio.sleep(FAREWELL_S)
         await self._runner.cancel()
-
-
-async def _keep(stt: FrameProcessor, frame: Frame) -> None:
-    """Protects a final transcript from the interruption that its own turn's beginning sends.
-
-    On a busy machine it may be queued behind the interim words that begin the turn; it would be dropped with the queue.
-    """
-    if isinstance(frame, TranscriptionFrame):
-        frame.interruptible = False

@@ -314,9 +314,11 @@ class TritonSTTService(TritonErrors, EagerEndOfTurnSTTServiceMixin, STTService):
             self.confirm_finalize()
             self._clear_eager_end_of_turn()
         language = _language(segment.language)
-        await self.push_frame(
-            TranscriptionFrame(text, segment.user_id, time_now_iso8601(), language, result=transcript)
-        )
+        frame = TranscriptionFrame(text, segment.user_id, time_now_iso8601(), language, result=transcript)
+        # On a busy machine it may wait behind the interim words that begin the turn; the interruption that a turn's
+        # beginning sends would drop it with the queue.
+        frame.interruptible = False
+        await self.push_frame(frame)
         await self._handle_transcription(text, True, language)
 
     async def _give_up(self, segment: Segment, failed: bool = False) -> None:

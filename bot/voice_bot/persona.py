@@ -19,7 +19,7 @@ SYSTEM_PROMPT = (
     "lists, markup, emoji or abbreviations. The user's words come from a speech recogniser; if they make no sense, "
     "ask. Use your tools for the time and the weather."
 )
-GREETING = "Hello! What can I do for you?"
+GREETING = "Hello! I am your voice assistant. How can I help you?"
 LANGUAGE_NAMES = {
     "de": "German", "en": "English", "es": "Spanish", "fr": "French", "hi": "Hindi", "it": "Italian", "ja": "Japanese",
     "vi": "Vietnamese", "zh": "Mandarin",
@@ -29,26 +29,40 @@ CITIES = {
     "amsterdam": "Europe/Amsterdam",
     "beijing": "Asia/Shanghai",
     "berlin": "Europe/Berlin",
+    "boston": "America/New_York",
     "cairo": "Africa/Cairo",
     "chicago": "America/Chicago",
+    "dallas": "America/Chicago",
     "delhi": "Asia/Kolkata",
+    "denver": "America/Denver",
     "london": "Europe/London",
     "los angeles": "America/Los_Angeles",
     "madrid": "Europe/Madrid",
     "mexico city": "America/Mexico_City",
     "moscow": "Europe/Moscow",
     "new york": "America/New_York",
+    "oslo": "Europe/Oslo",
     "paris": "Europe/Paris",
     "rome": "Europe/Rome",
     "san francisco": "America/Los_Angeles",
     "sao paulo": "America/Sao_Paulo",
+    "seattle": "America/Los_Angeles",
     "singapore": "Asia/Singapore",
     "sydney": "Australia/Sydney",
     "tokyo": "Asia/Tokyo",
+    "toronto": "America/Toronto",
+    "vienna": "Europe/Vienna",
 }
 """Time zones by city, in lower case."""
-CONDITIONS = ("sunny", "partly cloudy", "cloudy", "rainy", "windy", "foggy")
-COLDEST_C, WARMEST_C = 4, 30
+CONDITIONS = {
+    "sunny": (10, 35),
+    "cloudy": (5, 25),
+    "rainy": (5, 20),
+    "windy": (5, 20),
+    "snowy": (0, 5),
+    "foggy": (0, 15),
+}
+"""Kinds of weather with their lowest and highest temperature in degrees Celsius."""
 
 
 def system_prompt(language: str) -> str:
@@ -89,12 +103,10 @@ def get_weather(city: str, day: str | None = None) -> dict[str, Any]:
     """
     day = day or "today"
     drawn = zlib.crc32(f"{city.strip().lower()}/{day.strip().lower()}".encode())
-    return {
-        "city": city,
-        "day": day,
-        "condition": CONDITIONS[drawn % len(CONDITIONS)],
-        "temperature": COLDEST_C + drawn // len(CONDITIONS) % (WARMEST_C - COLDEST_C + 1),
-    }
+    condition = list(CONDITIONS)[drawn % len(CONDITIONS)]
+    coldest, warmest = CONDITIONS[condition]
+    degrees = coldest + drawn // len(CONDITIONS) % (warmest - coldest + 1)
+    return {"city": city, "day": day, "condition": condition, "temperature": degrees}
 
 
 async def _answer_time(params: FunctionCallParams) -> None:

@@ -54,7 +54,9 @@ def test_the_weather_depends_on_city_and_day_alone():
     }
     drawn = [persona.get_weather(city, day) for city in persona.CITIES for day in ("today", "tomorrow", "Friday")]
     assert {w["condition"] for w in drawn} == set(persona.CONDITIONS)
-    assert all(persona.COLDEST_C <= w["temperature"] <= persona.WARMEST_C for w in drawn)
+    for each in drawn:
+        coldest, warmest = persona.CONDITIONS[each["condition"]]
+        assert coldest <= each["temperature"] <= warmest
 
 
 def test_the_language_model_is_told_of_both_tools_and_of_the_language():
