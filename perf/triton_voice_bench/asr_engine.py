@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SAMPLES_PER_MS = 16
 FULL_SCALE = 32768.0
 MIN_STEPS = 5
+FINALS = 20
+"""Times that all streams of a batch end, at most."""
 WARM_UP_STEPS = 5
 FEWEST_STEPS = WARM_UP_STEPS + MIN_STEPS
 MEMORY_SHARE = 0.8
@@ -39,6 +41,8 @@ BANDWIDTH_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
 BANDWIDTH_PASSES = 10
 READING = {
     "step_ms": "median: audio of all streams to the device, one step of the model, tokens back on the host",
+    "final_ms": "all streams of the batch end at once: from their last chunk period of audio to their last tokens, "
+    "which takes one or two steps",
     "floor_ms": "weight_bytes / bandwidth_gb_s: no step can be faster, unless a cache holds the weights",
     "bandwidth_gb_s": "best of 10 passes that sum a buffer (1 GiB on CUDA, 256 MiB on the CPU) with torch",
     "reference_ms": "median of NeMo's conformer_stream_step, one stream, eager, its mel features not timed; half of "
@@ -49,6 +53,8 @@ COLUMNS = (
     ("batch", "batch"),
     ("step\nms", "step_ms"),
     ("\np99", "step_percentiles_ms.p99"),
+    ("final\nms", "final_ms.p50"),
+    ("\np99", "final_ms.p99"),
     ("floor\nms", "floor_ms"),
     ("x\nfloor", "times_floor"),
     ("live\nstreams", "live_streams"),
@@ -178,16 +184,15 @@ def bandwidth(device: torch.device) -> float:
 
 
 def weight_bytes(model: Any) -> int:
-    """Returns the bytes of weights that any step must read: encoder, predictor and joint, embeddings left out."""
-    embeddings = {
-        id(p)
-        for part in (model.encoder, model.decoder, model.joint)
-        for module in part.modules()
-        if isinstance(module, torch.nn.Embedding)
-        for p in module.parameters()
-    }
+    """Returns the bytes of weights that any step must read: encoder, predictor and joint.
+
+    Left out are embeddings, and the projections of positions, whose results are constant.
+    """
     parts = torch.nn.ModuleList([model.encoder, model.decoder, model.joint])
-    return sum(p.numel() * p.element_size() for p in parts.parameters() if id(p) not in embeddings)
+    unread = [module for module in parts.modules() if isinstance(module, torch.nn.Embedding)]
+    unread += [layer.self_attn.linear_pos for layer in model.encoder.layers]
+    left_out = {id(p) for module in unread for p in module.parameters()}
+    return sum(p.numel() * p.element_size() for p in parts.parameters() if id(p) not in left_out)
 
 
 def _synchronise(device: torch.device) -> None:
@@ -199,12 +204,14 @@ def _what_fits(
     bench: EngineBench, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[Row], list[int]]:
     """Returns rows for the batches whose streams' states do not fit into the free memory, and the batches that do."""
+    from parakeet_engine.conformer import ring_sizes
     from parakeet_engine.features import LogMel
     from parakeet_engine.slots import Slots
 
-    model, left = checkpoint.model, next(iter(checkpoint.lookaheads.values())).left
+    model = checkpoint.model
     mels = LogMel(model.preprocessor.featurizer).mels
-    state = Slots(model, 0, left, mels, dtype, torch.device("meta")).bytes_per_stream
+    rings = ring_sizes(checkpoint.lookaheads.values(), model.encoder.conv_context_size[0] + 1)
+    state = Slots(model, 0, rings, mels, dtype, torch.device("meta")).bytes_per_stream
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     skipped, fitting = [], []
     for batch in sorted(set(bench.batches)):
@@ -248,12 +255,14 @@ def _row(bench: EngineBench, runner: StepRunner, lookahead: Lookahead, batch: in
     except torch.OutOfMemoryError as error:
         return _skipped(batch, str(error).splitlines()[0])
     milliseconds = [1000 * s for s in seconds]
+    finals_ms = _finals(runner, lookahead, batch, speech, began + 2 * bench.row_seconds)
     state_bytes = runner.network.slots.bytes_per_stream
     return {
         "batch": batch,
         "step_ms": round(statistics.median(milliseconds), 3),
         "step_percentiles_ms": percentiles(milliseconds),
         "live_streams": round(batch * lookahead.latency_ms / statistics.fmean(milliseconds), 2),
+        "final_ms": percentiles(finals_ms),
         "state_bytes": state_bytes,
         "steps": len(milliseconds),
         "skipped": None,
@@ -281,6 +290,31 @@ def _steps(runner: StepRunner, lookahead: Lookahead, batch: int, speech: Samples
             chunks.append(chunk)
             stream.finish_request()
         yield chunks
+
+
+def _finals(runner: StepRunner, lookahead: Lookahead, batch: int, speech: Samples, until: float) -> list[float]:
+    """Times the ends of a batch of streams, in milliseconds: at least one, more up to `FINALS` until that time."""
+    from parakeet_engine.requests import AudioRequest
+    from parakeet_engine.stream import Stream
+
+    size = lookahead.latency_ms * SAMPLES_PER_MS
+    milliseconds: list[float] = []
+    while not milliseconds or (len(milliseconds) < FINALS and time.perf_counter() < until):
+        streams = [Stream(number, lookahead, runner) for number in range(batch)]
+        for begin, end in ((0, False), (3 * size, True)):  # three chunks, then a last one
+            _synchronise(runner.device)
+            start = time.perf_counter()
+            for number, stream in enumerate(streams):
+                stream.slot = number
+                piece = speech.take(range(begin, begin + (size if end else 3 * size)), mode="wrap")
+                stream.pending.append(AudioRequest(number, piece, respond=lambda result: None, end=end))
+                stream.take_request()
+            while chunks := [chunk for stream in streams if (chunk := stream.next_chunk()) is not None]:
+                runner.step(lookahead, chunks)
+            for stream in streams:
+                stream.finish_request()
+        milliseconds.append(1000 * (time.perf_counter() - start))
+    return milliseconds
 
 
 def _reference(

@@ -27,6 +27,7 @@ def test_a_row_for_each_batch_with_floor_and_upstream_in_the_same_run(report):
         assert row["steps"] == 6
         assert row["step_ms"] > 0
         assert set(row["step_percentiles_ms"]) == {"p50", "p90", "p95", "p99"}
+        assert row["final_ms"]["p99"] >= row["final_ms"]["p50"] > 0
         assert row["floor_ms"] > 0
         assert row["reference_ms"] > 0
         assert row["live_streams"] > 0

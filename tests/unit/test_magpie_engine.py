@@ -3,6 +3,7 @@
 import queue
 
 import pytest
+from support_magpie import fresh_model
 
 from magpie_engine.checkpoint import restore
 from magpie_engine.engine import SpeechEngine
@@ -30,7 +31,7 @@ def settings(tiny):
 
 @pytest.fixture(scope="module")
 def model(settings):
-    return restore(settings)
+    return fresh_model(settings)
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ import random
 
 import pytest
 import torch
-from support_magpie import recorded
+from support_magpie import fresh_model, recorded
 
-from magpie_engine.checkpoint import restore
 from magpie_engine.engine import SpeechEngine
 from magpie_engine.errors import QueueFullError
 from magpie_engine.events import AudioChunk, Failed, Finished, FinishReason
@@ -39,7 +38,7 @@ def settings(tiny):
 
 @pytest.fixture(scope="module")
 def model(settings):
-    model = restore(settings)
+    model = fresh_model(settings)
     model.inference_parameters.max_decoder_steps = 12
     return model
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from nemo.collections.tts.parts.utils.tts_dataset_utils import DEFAULT_LANGUAGE_THRESHOLDS, chunk_text_for_inference
-from support_magpie import recorded
+from support_magpie import fresh_model, recorded
 
-from magpie_engine.checkpoint import restore
 from magpie_engine.engine import SpeechEngine
 from magpie_engine.events import AudioChunk, Finished, FinishReason
 from magpie_engine.history import MAX_REMEMBERED
@@ -38,7 +37,7 @@ def settings(tiny):
 
 @pytest.fixture
 def model(settings):
-    model = restore(settings)
+    model = fresh_model(settings)
     model.use_kv_cache_for_inference = True
     model.inference_parameters.temperature = 0.0
     model.inference_parameters.max_decoder_steps = STEPS

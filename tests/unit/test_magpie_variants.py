@@ -2,19 +2,26 @@
 
 import contextlib
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyopenjtalk
 import pytest
 import torch
-from support_magpie import recorded
+from nemo.collections.tts.parts.utils.tts_dataset_utils import DEFAULT_LANGUAGE_THRESHOLDS
+from support_magpie import fresh_model, recorded
+from transformers import ByT5Tokenizer
 
 from magpie_engine.checkpoint import check_supported, restore
 from magpie_engine.engine import SpeechEngine
 from magpie_engine.errors import CheckpointError
 from magpie_engine.events import AudioChunk
 from magpie_engine.request import SpeechRequest
+from magpie_engine.runner import ModelRunner
 from magpie_engine.settings import EngineSettings
 from triton_voice.checkpoints import magpie
+from triton_voice.checkpoints.pack import repack
 
 STEPS = 16
 LETTERS = {
@@ -79,6 +86,35 @@ def test_speaks_the_codes_of_infer_batch(variant):
         assert np.abs(samples / 32767 - audio).max() < 1e-4
 
 
+def test_a_long_text_is_spoken_to_its_end_and_alike_in_company(variant, monkeypatch):
+    """Several segments, also with frames stacked: all words in order, and the same codes beside others."""
+    settings, model = variant
+    monkeypatch.setitem(DEFAULT_LANGUAGE_THRESHOLDS.thresholds, "en", 5)
+    monkeypatch.setattr(model.inference_parameters, "max_decoder_steps", 40)
+    text = "Hello world, this is a test. Turn on the lights. What time is it?"
+    engine = SpeechEngine(model, settings)
+
+    def say(seed):
+        events = []
+        sampled = {"voice": "leo", "seed": seed, "temperature": 0.7}
+        request = SpeechRequest.from_parameters(text, sampled, engine.catalog)
+        return recorded(engine.submit(request, events.append)), events
+
+    spoken = [say(3), say(4)]
+    while engine.stats().active or engine.stats().queued:
+        engine.step()
+    alone = say(3)
+    while engine.stats().active or engine.stats().queued:
+        engine.step()
+    (codes, events), (other, _), (again, _) = *spoken, alone
+    assert [word.word for event in events for word in event.words] == text.split()
+    codes, other, again = (torch.cat(own, dim=1) for own in (codes, other, again))
+    assert torch.equal(codes, again)
+    assert codes.shape[1] > engine.catalog.max_frames  # of one segment
+    assert codes.shape != other.shape or not torch.equal(codes, other)
+    assert sum(len(event.samples) for event in events if isinstance(event, AudioChunk)) == 1024 * codes.shape[1]
+
+
 def test_frame_stacking_ends_within_a_stack_where_infer_batch_ends(variant):
     settings, model = variant
     heads = model.final_proj.bias.data.view(-1, model.num_all_tokens_per_codebook)
@@ -98,7 +134,7 @@ def test_frame_stacking_ends_within_a_stack_where_infer_batch_ends(variant):
 
 def test_without_guidance_speaks_the_codes_of_infer_batch(tiny):
     settings = EngineSettings(checkpoint=str(tiny.magpie), codec=str(tiny.codec), device="cpu", normalizer="light")
-    model = restore(settings)
+    model = fresh_model(settings)
     text = "please turn on the lights"
     wanted, _ = reference(model, text, 4, use_cfg=False)
     guided, _ = reference(model, text, 4)
@@ -120,6 +156,70 @@ def test_every_language_whose_tokenizer_needs_no_download_is_spoken(tmp_path):
             engine.step()
         assert sum(len(event.samples) for event in events if isinstance(event, AudioChunk)) >= STEPS * 1024, language
         assert [word.word for event in events for word in event.words] == text.split(), language
+
+
+def with_tokenizer(monkeypatch, name, config):
+    """Has the next checkpoints that are made tokenize a language so."""
+    make = magpie._tokenizers
+    monkeypatch.setattr(magpie, "_tokenizers", lambda *args: make(*args) | {name: config})
+
+
+def speak_once(engine, text, language):
+    events = []
+    request = SpeechRequest.from_parameters(text, {"language": language, "seed": 1, "max_seconds": 0.3}, engine.catalog)
+    engine.submit(request, events.append)
+    while engine.stats().active or engine.stats().queued:
+        engine.step()
+    assert sum(len(event.samples) for event in events if isinstance(event, AudioChunk)) == 6 * 1024
+    return events
+
+
+def test_byt5_from_the_hub_needs_no_download(tmp_path, monkeypatch):
+    """Without a folder one is made, with one it is used: the tokens are the text's bytes, three special ones before."""
+    folder = tmp_path / "byt5-local"
+    ByT5Tokenizer().save_pretrained(folder)
+    with_tokenizer(monkeypatch, "french_chartokenizer", {"_target_": "AutoTokenizer", "pretrained_model": str(folder)})
+    settings, model = build(tmp_path / "checkpoint")
+    repack(Path(settings.checkpoint), {str(folder): "google/byt5-small"})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = "déjà vu"
+    for byt5 in ("", str(folder)):
+        model = restore(replace(settings, byt5=byt5))
+        first = model.tokenizer.encode(text="a", tokenizer_name="french_chartokenizer")[0] - ord("a")
+        tokens = model.tokenizer.encode(text=text, tokenizer_name="french_chartokenizer")
+        assert [token - first for token in tokens][: len(text.encode())] == list(text.encode())
+        speak_once(SpeechEngine(model, settings), text, "fr")
+    with pytest.raises(CheckpointError, match=r"MAGPIE_BYT5 names .*gone.*no such folder"):
+        restore(replace(settings, byt5=str(tmp_path / "gone")))
+
+
+def test_chinese_is_spoken_with_its_dictionary(tmp_path, monkeypatch):
+    dictionary = tmp_path / "pinyin.txt"
+    dictionary.write_text("ni\tn i\nhao\th ao\nshi\tsh i\njie\tj ie\n", encoding="utf-8")
+    g2p = {
+        "_target_": "nemo.collections.tts.g2p.models.zh_cn_pinyin.ChineseG2p",
+        "phoneme_dict": str(dictionary),
+        "word_segmenter": "jieba",
+    }
+    chinese = magpie._TOKENIZERS + "ChinesePhonemesTokenizer"
+    with_tokenizer(monkeypatch, "mandarin_phoneme", {"_target_": chinese, "g2p": g2p})
+    settings, model = build(tmp_path / "checkpoint")
+    events = speak_once(SpeechEngine(model, settings), "你好, 世界。", "zh")
+    assert next(word.word for event in events for word in event.words).startswith("你")
+
+
+def test_japanese_without_its_dictionary_is_refused_by_name(tmp_path, monkeypatch):
+    g2p = {"_target_": "nemo.collections.tts.g2p.models.ja_jp_ipa.JapaneseKatakanaAccentG2p"}
+    japanese = magpie._TOKENIZERS + "JapanesePhonemeTokenizer"
+    with_tokenizer(monkeypatch, "japanese_phoneme", {"_target_": japanese, "g2p": g2p})
+    settings, model = build(tmp_path / "checkpoint")
+    try:
+        pyopenjtalk.g2p("はい")
+    except OSError:  # it fetches its dictionary when it is first used
+        with pytest.raises(CheckpointError, match="'japanese_phoneme' for the language 'ja' does not work here"):
+            SpeechEngine(model, settings)
+    else:
+        speak_once(SpeechEngine(model, settings), "はい、そうです。", "ja")
 
 
 def test_low_precision_speaks(tiny):
@@ -157,14 +257,23 @@ def test_other_kinds_are_refused_by_name(tiny, attribute, value, said):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_graphs_speak_the_codes_of_the_eager_step(tiny):
+@pytest.mark.parametrize("texts", [1, 3], ids="{} at once".format)
+def test_fused_kernels_and_cuda_graphs_speak_the_codes_of_pytorchs_step(tiny, monkeypatch, texts):
+    """Few rows and many, with the prior and several segments' worth of steps; the fused kernels are really used."""
     common = {"checkpoint": str(tiny.magpie), "codec": str(tiny.codec), "device": "cuda", "normalizer": "light"}
+    lines = ["hello world this is a test", "thank you very much", "please turn on the lights"][:texts]
     spoken = []
-    for graphs in (0, 1):
+    for fused, graphs in ((False, 0), (True, 0), (True, 1)):
         settings = EngineSettings(**common, cuda_graphs=graphs, max_streams=3)
-        engine = SpeechEngine(restore(settings), settings)
+        with monkeypatch.context() as patch:
+            if not fused:
+                patch.setattr(ModelRunner, "_use_fused_kernels", lambda self: None)
+            engine = SpeechEngine(fresh_model(settings), settings)
         engine.warm_up()
+        assert engine._runner._decoder.reads_own_length is fused
         assert bool(engine._runner._graphs) == bool(graphs)
-        spoken.append(speak(engine, ["hello world this is a test", "thank you very much"], temperature=0.0))
-    for (eager, _), (graphed, _) in zip(*spoken, strict=True):
-        assert torch.equal(eager, graphed)
+        spoken.append(speak(engine, lines, temperature=0.0))
+    for (plain, audio), *others in zip(*spoken, strict=True):
+        for codes, samples in others:
+            assert torch.equal(plain, codes)
+            assert np.abs(audio.astype(int) - samples).max() <= 2

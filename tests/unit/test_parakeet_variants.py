@@ -11,8 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parakeet_engine import AsrError, AudioRequest, Checkpoint, Engine, EngineSettings, Observer, Unavailable
-from parakeet_engine.runner import StepRunner
+from parakeet_engine.runner import ChunkTokens, StepRunner
 from parakeet_engine.stream import Stream
+from parakeet_engine.words import WordAssembler
 from support import SAMPLE_RATE, speechlike
 from triton_voice.checkpoints import parakeet as maker
 
@@ -173,6 +174,22 @@ def test_a_fault_inside_is_answered_and_the_engine_goes_on(tiny, monkeypatch):
         ask(engine, "d", speechlike(1), start=True)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_transcript_is_joined_as_the_tokenizer_joins_it(tiny, seed):
+    """Also beside unknown symbols and bare word marks, however the tokens are spread over steps."""
+    tokenizer = Checkpoint.load(str(tiny.parakeet), torch.device("cpu")).model.tokenizer
+    pieces = tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size)))
+    rng = np.random.RandomState(seed)
+    special = [0, pieces.index("▁")] if "▁" in pieces else [0]
+    tokens = [int(rng.choice(special)) if rng.rand() < 0.3 else rng.randint(tokenizer.vocab_size) for _ in range(30)]
+    assembler = WordAssembler(pieces, tokenizer.ids_to_text)
+    for begin in range(0, len(tokens), 3):
+        part = tokens[begin : begin + 3]
+        assembler.add(ChunkTokens(part, [begin] * len(part), [1.0] * len(part)))
+        assert assembler.text() == tokenizer.ids_to_text(tokens[: begin + 3])
+    assert "".join(word.word for word in assembler.words()).replace(" ", "") == assembler.text().replace(" ", "")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_graphs_give_what_eager_steps_give(tiny):
@@ -189,3 +206,39 @@ def test_cuda_graphs_give_what_eager_steps_give(tiny):
         texts.append([answer.get(timeout=TIMEOUT_S).text for answer in answers])
         engine.close()
     assert texts[0] == texts[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_kernels_are_used_and_give_what_pytorch_gives(tiny, dtype):
+    """Their own check, which a device that they do not suit fails, passes; noise in the rings shows any wrong place."""
+    from parakeet_engine.conformer import ConformerLayers, ring_sizes
+    from parakeet_engine.fused import FusedConformerLayers, FusedGreedyDecoder
+    from parakeet_engine.slots import Rings
+
+    device = torch.device("cuda")
+    checkpoint = Checkpoint.load(str(tiny.parakeet), device)
+    runner = StepRunner(checkpoint, 1, dtype, device)
+    assert isinstance(runner.network._layers, FusedConformerLayers)
+    assert isinstance(runner.network._decoder, FusedGreedyDecoder)
+    encoder, modes = checkpoint.model.encoder, list(checkpoint.lookaheads.values())
+    plain, generator = ConformerLayers(encoder, modes), torch.Generator(device).manual_seed(0)
+    for mode in modes:
+        for batch in (1, 3, 9):
+            ours = Rings.zeros(len(encoder.layers), 16, ring_sizes(modes, plain.kernel), encoder.d_model, dtype, device)
+            for tensor in vars(ours).values():
+                tensor.normal_(generator=generator)
+            theirs = Rings(*(tensor.clone() for tensor in vars(ours).values()))
+            slot = torch.randperm(16, generator=generator, device=device)[:batch]
+            first = mode.frames * torch.randint(0, 200, (batch,), generator=generator, device=device)
+            outputs = torch.randint(1, mode.frames + 1, (batch,), generator=generator, device=device)
+            x = torch.randn(batch, mode.frames, encoder.d_model, generator=generator, device=device).to(dtype)
+            places = plain.places(mode, slot, first, outputs)
+            with torch.inference_mode():
+                got, wanted = runner.network._layers(mode, x, places, ours), plain(mode, x, places, theirs)
+            valid = torch.arange(mode.frames, device=device) < outputs[:, None]
+            tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+            assert (got[valid].float() - wanted[valid].float()).norm() < tolerance * wanted[valid].float().norm()
+            for tensor, other in zip(vars(ours).values(), vars(theirs).values(), strict=True):
+                assert (tensor.float() - other.float()).norm() < tolerance * other.float().norm()

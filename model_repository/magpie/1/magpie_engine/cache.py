@@ -57,14 +57,14 @@ class DecoderCache:
         self.text_mask[target] = self.text_mask[source]
         self.lengths[target] = self.lengths[source]
 
-    def write_text(self, layer: int, slot: int, projected: Tensor) -> None:
-        """Stores one layer's projected text of a slot.
+    def write_text(self, layer: int, slots: slice, projected: Tensor) -> None:
+        """Stores one layer's projected texts of consecutive slots.
 
         Args:
             layer: Decoder layer.
-            slot: Slot.
-            projected: (text, 2, heads, head width), keys and values.
+            slots: Slots.
+            projected: (slots, text, 2, heads, head width), keys and values.
         """
-        length = projected.shape[0]
-        self.text_keys[layer, slot, :, :length] = projected[:, 0].transpose(0, 1)
-        self.text_values[layer, slot, :, :length] = projected[:, 1].transpose(0, 1)
+        length = projected.shape[1]
+        self.text_keys[layer, slots, :, :length] = projected[:, :, 0].transpose(1, 2)
+        self.text_values[layer, slots, :, :length] = projected[:, :, 1].transpose(1, 2)

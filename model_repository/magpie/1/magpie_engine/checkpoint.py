@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging as python_logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Positions of the decoder that are not speech frames: the begin-of-speech step.
 BOS_POSITIONS = 1
+#: Texts that show at load whether a language's tokenizer works, where a letter would not.
+SAMPLES = {"ja": "はい", "zh": "你好"}
 
 
 def restore(settings: EngineSettings) -> MagpieTTSModel:
@@ -39,7 +42,8 @@ def restore(settings: EngineSettings) -> MagpieTTSModel:
             config.codecmodel_path = settings.codec
         codec = _Source(config.codecmodel_path, "MAGPIE_CODEC")
         try:
-            model = source.restore(MagpieTTSModel, override_config_path=config, map_location=device)
+            with _byt5_at_hand(config, settings.byt5):
+                model = source.restore(MagpieTTSModel, override_config_path=config, map_location=device)
         except CheckpointError as error:
             # The codec is restored inside the model's constructor.
             raise CheckpointError(f"{error} (its codec is {codec.name!r}, which MAGPIE_CODEC replaces)") from error
@@ -75,6 +79,39 @@ class _Source:
             raise CheckpointError(
                 f"cannot restore the {kind_of_name} {self.name!r} of {self._setting}: {type(error).__name__}: {error}"
             ) from error
+
+
+@contextlib.contextmanager
+def _byt5_at_hand(config: Any, folder: str) -> Iterator[None]:
+    """Has a checkpoint take its ByT5 tokenizers from a folder instead of the hub.
+
+    ByT5's tokens are bytes: what the hub holds of `google/byt5-small`'s tokenizer are its class and default options.
+
+    Args:
+        config: The checkpoint's, changed.
+        folder: Where the tokenizer is; empty makes one for the while.
+
+    Raises:
+        CheckpointError: There is no such folder.
+    """
+    wanting = [
+        tokenizer
+        for tokenizer in config.get("text_tokenizers", {}).values()
+        if tokenizer.get("_target_") in ("AutoTokenizer", "T5Tokenizer")
+        and "byt5" in tokenizer.pretrained_model
+        and not Path(tokenizer.pretrained_model).is_dir()
+    ]
+    if folder and not Path(folder).expanduser().is_dir():
+        raise CheckpointError(f"MAGPIE_BYT5 names {folder!r}, but there is no such folder")
+    with tempfile.TemporaryDirectory() as scratch:
+        if wanting and not folder:
+            from transformers import ByT5Tokenizer
+
+            ByT5Tokenizer().save_pretrained(scratch)
+        for tokenizer in wanting:
+            tokenizer._target_ = "AutoTokenizer"
+            tokenizer.pretrained_model = str(Path(folder).expanduser()) if folder else scratch
+        yield
 
 
 def pick_device(name: str) -> torch.device:
@@ -117,7 +154,8 @@ def read_catalog(model: MagpieTTSModel, settings: EngineSettings) -> Catalog:
     """Lists what a restored checkpoint offers.
 
     Raises:
-        CheckpointError: MAGPIE_VOICES does not fit the checkpoint, or no language has a tokenizer.
+        CheckpointError: MAGPIE_VOICES does not fit the checkpoint, no language has a tokenizer, or one's does not work
+            (Japanese needs a dictionary that pyopenjtalk fetches when it is first used).
     """
     from nemo.collections.tts.parts.utils.tts_dataset_utils import LANGUAGE_TOKENIZER_MAP
 
@@ -129,6 +167,14 @@ def read_catalog(model: MagpieTTSModel, settings: EngineSettings) -> Catalog:
     }
     if not languages:
         raise CheckpointError(f"no known language among the checkpoint's tokenizers: {', '.join(sorted(tokenizers))}")
+    for language, name in languages.items():
+        try:
+            model.tokenizer.encode(text=SAMPLES.get(language, "a"), tokenizer_name=name)
+        except Exception as error:  # each tokenizer has its own kinds
+            raise CheckpointError(
+                f"the checkpoint's tokenizer {name!r} for the language {language!r} does not work here: "
+                f"{type(error).__name__}: {error}"
+            ) from error
     try:
         voices = name_voices(model.num_baked_speakers, settings.voices)
     except ValueError as error:

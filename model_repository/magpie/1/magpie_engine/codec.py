@@ -53,6 +53,8 @@ class StreamingCodec:
         #: By frames, then by batch size, the smallest first.
         self._graphs: dict[int, list[tuple[int, CodecGraph]]] = {}
         self._free = list(reversed(range(rows)))
+        #: Audio is decoded beside the next step, not before it.
+        self._stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
 
     def open(self, state: Tensor | None = None) -> int:
         """Takes a free row, for a new utterance or for one that goes on.
@@ -73,6 +75,38 @@ class StreamingCodec:
     def free(self) -> int:
         """Number of free rows."""
         return len(self._free)
+
+    @torch.inference_mode()
+    def start(self, rows: Sequence[int], codes: Sequence[Tensor]) -> Callable[[], list[np.ndarray]]:
+        """Begins to decode the next frames of several utterances, on a GPU beside what else it is given to do.
+
+        Args:
+            rows: Their rows, each once.
+            codes: For each of them its next codes, (codebooks, frames).
+
+        Returns:
+            What waits for the samples and returns them, int16 for each utterance. Rows may be closed after that.
+        """
+        if self._stream is None:
+            audio = [to_int16(own).numpy() for own in self.decode(rows, codes)]
+            return lambda: audio
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for own in codes:
+                own.record_stream(self._stream)
+            decoded = self.decode(rows, codes)
+            samples = to_int16(torch.cat(decoded))
+            host = torch.empty(samples.shape, dtype=samples.dtype, pin_memory=True)
+            host.copy_(samples, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+        ends = np.cumsum([len(own) for own in decoded])[:-1]
+
+        def wait() -> list[np.ndarray]:
+            done.synchronize()
+            return np.split(host.numpy(), ends)
+
+        return wait
 
     @torch.inference_mode()
     def decode(self, rows: Sequence[int], codes: Sequence[Tensor]) -> list[Tensor]:
@@ -256,6 +290,6 @@ class _CausalUpsampling:
         return self._activate(y[:, :, begin : begin + fresh])
 
 
-def to_int16(audio: Tensor) -> np.ndarray:
+def to_int16(audio: Tensor) -> Tensor:
     """Converts samples in [-1, 1] to int16 at a fixed scale, so that consecutive chunks fit each other."""
-    return (audio.clamp(-1, 1) * INT16_FULL_SCALE).round().to(torch.int16).cpu().numpy()
+    return (audio.clamp(-1, 1) * INT16_FULL_SCALE).round().to(torch.int16)

@@ -8,7 +8,8 @@ except for attention itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,27 @@ from magpie_engine.layers import attend, feed_forward, project_qkv
 KEY_BLOCK = 64
 
 
+@dataclass(frozen=True)
+class Prefill:
+    """Texts and speakers of n utterances, padded to the longest.
+
+    Attributes:
+        text: Encoded texts, (n, tokens, width).
+        text_lengths: Tokens of each, (n,).
+        context: Speaker contexts, (n, positions, width).
+        context_lengths: Positions of each, (n,).
+        prior: Attention prior that applies to the context, (n, tokens).
+        prior_active: Whether it does, (n,).
+    """
+
+    text: Tensor
+    text_lengths: Tensor
+    context: Tensor
+    context_lengths: Tensor
+    prior: Tensor
+    prior_active: Tensor
+
+
 class IncrementalDecoder:
     """Runs NeMo's decoder on a `DecoderCache`.
 
@@ -29,6 +51,9 @@ class IncrementalDecoder:
         alignment_layers: Layers whose cross-attention tells where in the text the speech is; None for all.
         prior_layers: Layers to which the attention prior applies; None for all.
     """
+
+    #: Whether a step looks at the positions that each slot has filled, whatever the longest has; else at that many.
+    reads_own_length: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -43,37 +68,55 @@ class IncrementalDecoder:
         self._alignment_layers = set(everything if alignment_layers is None else alignment_layers)
         self._prior_layers = set(everything if prior_layers is None else prior_layers)
         self._positions = torch.arange(cache.keys.shape[3], device=cache.keys.device)
+        self._text_positions = torch.arange(cache.text_mask.shape[1], device=cache.keys.device)
+        self._unconditioned: tuple[Tensor, Tensor] | None = None
 
-    def prefill(self, slot: int, text: Tensor, context: Tensor, prior: Tensor | None) -> None:
-        """Fills a slot's memory with a text and a speaker.
+    def prefill(self, first: int, batch: Prefill) -> None:
+        """Fills the memory of consecutive slots, each with a text and a speaker.
+
+        The unconditioned rows see neither: theirs is the same every time, and is computed once.
 
         Args:
-            slot: Slot to fill.
-            text: Encoded text, (tokens, width).
-            context: Speaker context, (positions, width).
-            prior: Attention prior that applies to it, (tokens,), or None.
+            first: The first of the slots.
+            batch: What to fill them with.
         """
         cache = self._cache
-        tokens, positions = text.shape[0], context.shape[0]
-        cache.text_mask[slot] = False
-        cache.text_mask[slot, :tokens] = True
-        cache.lengths[slot] = positions
-        rows = slice(GUIDANCE_ROWS * slot, GUIDANCE_ROWS * (slot + 1))
-        factor = None if prior is None else (prior + torch.finfo(prior.dtype).tiny)[None, None, None]
-        x = torch.stack([context, torch.zeros_like(context)])
-        x = x + self._decoder.position_embeddings(self._positions[:positions])
+        count, tokens, _ = batch.text.shape
+        positions = batch.context.shape[1]
+        if self._unconditioned is None or self._unconditioned[0].shape[2] < positions:
+            self._unconditioned = self._run_unconditioned(positions)
+        slots = slice(first, first + count)
+        rows = slice(GUIDANCE_ROWS * first, GUIDANCE_ROWS * (first + count), GUIDANCE_ROWS)
+        guidance = slice(GUIDANCE_ROWS * first + 1, GUIDANCE_ROWS * (first + count), GUIDANCE_ROWS)
+        cache.keys[:, guidance, :, :positions] = self._unconditioned[0][:, None, :, :positions]
+        cache.values[:, guidance, :, :positions] = self._unconditioned[1][:, None, :, :positions]
+        cache.text_mask[slots] = self._text_positions < batch.text_lengths[:, None]
+        cache.lengths[slots] = batch.context_lengths
+        factor = _prior_factor(batch.prior, batch.prior_active)
+        x = batch.context + self._decoder.position_embeddings(self._positions[:positions])
         for index, layer in enumerate(self._decoder.layers):
             cross = layer.cross_attention
-            projected = cross.kv_net(layer.norm_xattn_memory(text)).view(tokens, 2, cross.n_heads, cross.d_head)
-            cache.write_text(index, slot, projected)
+            projected = cross.kv_net(layer.norm_xattn_memory(batch.text))
+            cache.write_text(index, slots, projected.view(count, tokens, 2, cross.n_heads, cross.d_head))
 
             query, key, value = project_qkv(layer, x)
             cache.keys[index, rows, :, :positions] = key
             cache.values[index, rows, :, :positions] = value
             x = x + attend(layer, query, key, value, is_causal=True)
-            own = factor if index in self._prior_layers else None
-            x[:1] += self._read_text(index, slice(slot, slot + 1), tokens, x[:1], own)[0]
+            x = x + self._read_text(index, slots, tokens, x, factor if index in self._prior_layers else None)[0]
             x = x + feed_forward(layer, x)
+
+    def _run_unconditioned(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Runs the decoder on an empty context; returns keys and values, (layers, heads, positions, head width)."""
+        x = self._decoder.position_embeddings(self._positions[:positions])[None]
+        keys, values = [], []
+        for layer in self._decoder.layers:
+            query, key, value = project_qkv(layer, x)
+            keys.append(key[0])
+            values.append(value[0])
+            x = x + attend(layer, query, key, value, is_causal=True)
+            x = x + feed_forward(layer, x)
+        return torch.stack(keys), torch.stack(values)
 
     def step(
         self, x: Tensor, longest: int, text_width: int, prior: Tensor, prior_active: Tensor
@@ -99,7 +142,7 @@ class IncrementalDecoder:
         position = cache.lengths[:live].clamp(max=len(self._positions) - 1).repeat_interleave(GUIDANCE_ROWS)
         keys = min(-(-(longest + 1) // KEY_BLOCK) * KEY_BLOCK, cache.keys.shape[3])
         mask = (self._positions[:keys] <= position[:, None])[:, None, None]
-        factor = torch.where(prior_active[:, None], prior + torch.finfo(prior.dtype).tiny, 1.0)[:, None, None]
+        factor = _prior_factor(prior, prior_active)
 
         x = x.to(cache.keys.dtype).repeat_interleave(GUIDANCE_ROWS, dim=0)
         x = (x + self._decoder.position_embeddings(position))[:, None]
@@ -148,3 +191,8 @@ class IncrementalDecoder:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         read = weights.to(query.dtype) @ cache.text_values[index, slots, :, :width]
         return cross.o_net(read.transpose(1, 2).flatten(2)), weights
+
+
+def _prior_factor(prior: Tensor, active: Tensor) -> Tensor:
+    """What attention probabilities are multiplied with, (n, 1, 1, text): the prior where it is active."""
+    return torch.where(active[:, None], prior + torch.finfo(prior.dtype).tiny, 1.0)[:, None, None]

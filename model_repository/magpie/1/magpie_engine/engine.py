@@ -11,26 +11,29 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from magpie_engine.catalog import Catalog
 from magpie_engine.checkpoint import read_catalog
 from magpie_engine.chunking import ChunkPolicy, PlayoutSchedule
-from magpie_engine.codec import StreamingCodec, to_int16
+from magpie_engine.codec import StreamingCodec
 from magpie_engine.errors import EngineStoppedError, MagpieError, QueueFullError
-from magpie_engine.events import AudioChunk, Failed, Finished, FinishReason, Sink
+from magpie_engine.events import AudioChunk, Failed, Finished, FinishReason, Sink, Word
 from magpie_engine.history import Continuation, UtteranceMemory
 from magpie_engine.normalization import make_normalizer
 from magpie_engine.observer import Observer
 from magpie_engine.request import MAX_SEED, SpeechRequest
 from magpie_engine.runner import ModelRunner
 from magpie_engine.settings import EngineSettings
-from magpie_engine.text import TextFrontEnd
+from magpie_engine.text import Segment, TextFrontEnd
 from magpie_engine.utterance import Utterance
 
 if TYPE_CHECKING:
     from nemo.collections.tts.models.magpietts import MagpieTTSModel
 
-#: Requests that begin between two steps, at most: each takes a prefill, for which those who speak have to wait.
-ADMISSIONS = 4
+#: Requests that begin between two steps, at most, by device. They share a prefill, for which those who speak have to
+#: wait: on a GPU it takes about as long for many as for one.
+ADMISSIONS = {"cpu": 4, "cuda": 32}
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class SpeechEngine:
         self._text_thread = text_thread or _SameThread()
         self._runner = ModelRunner(model, self.catalog, settings)
         self._codec = StreamingCodec(model, settings.max_streams)
+        self._admissions = ADMISSIONS[model.device.type]
         self._policy = ChunkPolicy(
             settings.first_chunk_frames,
             settings.max_chunk_frames,
@@ -94,6 +98,11 @@ class SpeechEngine:
         )
         self._observer = observer or Observer()
         self._clock = clock
+        #: Audio that is being decoded: utterances, their words, whether it is their first, and what waits for it.
+        self._sounding: list[
+            tuple[list[Utterance], list[tuple[Word, ...]], list[bool], Callable[[], list[np.ndarray]]]
+        ] = []
+        self._delivers_at_once = model.device.type == "cpu"
         self._memory = UtteranceMemory(settings.utterance_idle_seconds, clock)
         self._waiting: deque[Utterance] = deque()
         self._changed = threading.Condition()
@@ -202,7 +211,7 @@ class SpeechEngine:
         began = self._clock()
         before = sum(utterance.frames for utterance in self._runner.live)
         try:
-            results = self._runner.step()
+            results = self._runner.step(meanwhile=self._deliver)
             self._frames += sum(result.utterance.frames for result in results) - before
             for result in results:
                 if result.over and not result.utterance.is_full:
@@ -235,25 +244,40 @@ class SpeechEngine:
             self._finish(utterance, FinishReason.CANCELLED)
 
     def _admit(self) -> None:
-        for _ in range(ADMISSIONS):
-            utterance = self._next_waiting()
+        """Begins waiting utterances, as many together as may: they share a prefill."""
+        beginning: list[tuple[Utterance, Segment]] = []
+        while len(beginning) < self._admissions:
+            utterance = self._next_waiting([own for own, _ in beginning])
             if utterance is None:
-                return
+                break
             try:
                 segment = utterance.script.result().first
                 if segment is None:
                     self._finish(utterance, FinishReason.EMPTY)
                     continue
                 self._begin(utterance)
-                self._runner.admit(utterance, segment)
-                self._prepare_next(utterance)
+                beginning.append((utterance, segment))
             except Exception as error:  # a text that breaks a tokenizer is that client's problem only
                 self._fail(utterance, error)
+        if not beginning:
+            return
+        try:
+            self._runner.admit(beginning)
+        except Exception as error:
+            for utterance, _ in beginning:
+                self._fail(utterance, error)
+            return
+        for utterance, _ in beginning:
+            self._prepare_next(utterance)
 
-    def _next_waiting(self) -> Utterance | None:
-        """Takes the next request that can begin: its text is ready, and the piece before it has been spoken."""
+    def _next_waiting(self, beginning: Sequence[Utterance]) -> Utterance | None:
+        """Takes the next request that can begin: its text is ready, and the piece before it has been spoken.
+
+        Args:
+            beginning: Utterances that take free slots at the same time.
+        """
         with self._changed:
-            busy = {live.request.utterance for live in self._runner.live}
+            busy = {own.request.utterance for own in (*self._runner.live, *beginning)}
             ready = []
             for utterance in self._waiting:
                 piece_of = utterance.request.utterance
@@ -264,7 +288,7 @@ class SpeechEngine:
             ready.sort(key=lambda utterance: self._memory.recall(utterance.request) is None)
             for utterance in ready:
                 failed = utterance.script.exception() is not None
-                if self._runner.free or failed or utterance.script.result().first is None:
+                if self._runner.free > len(beginning) or failed or utterance.script.result().first is None:
                     self._waiting.remove(utterance)
                     return utterance
         return None
@@ -311,12 +335,26 @@ class SpeechEngine:
         if not due:
             return
         is_first = [utterance.frames == utterance.pending for utterance in due]
-        audio = self._codec.decode([u.row for u in due], [u.take_codes() for u in due])
-        for utterance, samples, first in zip(due, audio, is_first, strict=True):
-            words = utterance.take_words(self.catalog.frames_per_second)
-            utterance.sink(AudioChunk(to_int16(samples), words))
-            if first:
-                self._observer.first_audio(self._clock() - utterance.submitted)
+        samples = self._codec.start([u.row for u in due], [u.take_codes() for u in due])
+        words = [utterance.take_words(self.catalog.frames_per_second) for utterance in due]
+        self._sounding.append((due, words, is_first, samples))
+        if any(is_first) or self._delivers_at_once:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Sends the audio that is being decoded, as soon as it is."""
+        sounding, self._sounding = self._sounding, []
+        for utterances, words, is_first, samples in sounding:
+            try:
+                audio = samples()
+            except Exception as error:
+                for utterance in utterances:
+                    self._fail(utterance, error)
+                continue
+            for utterance, own, own_words, first in zip(utterances, audio, words, is_first, strict=True):
+                utterance.sink(AudioChunk(own, own_words))
+                if first:
+                    self._observer.first_audio(self._clock() - utterance.submitted)
 
     def _finish(self, utterance: Utterance, reason: FinishReason) -> None:
         cancelled = reason is FinishReason.CANCELLED
@@ -340,6 +378,7 @@ class SpeechEngine:
         utterance.end(Failed(error))
 
     def _leave(self, utterance: Utterance, *, broken: bool) -> None:
+        self._deliver()  # what it has said comes before its end, and its row must not be given away before
         continuation = None
         spoke = utterance.slot >= 0
         text = self._runner.history(utterance) if spoke else None

@@ -1,9 +1,10 @@
-"""Holds the slots and runs the network: one utterance's prefill, or one step of all live ones."""
+"""Holds the slots and runs the network: the prefill of those that begin, or one step of all live ones."""
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from magpie_engine.alignment import AlignmentTracker, SegmentPlace
 from magpie_engine.cache import DecoderCache
 from magpie_engine.catalog import Catalog
 from magpie_engine.checkpoint import BOS_POSITIONS
-from magpie_engine.decoder import IncrementalDecoder
+from magpie_engine.decoder import IncrementalDecoder, Prefill
 from magpie_engine.events import FinishReason
 from magpie_engine.graphs import StepGraph, batch_sizes
 from magpie_engine.history import TextHistory
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 #: Text tokens that a CUDA graph looks at: more than a sentence below upstream's thresholds has, with its history.
 GRAPH_TEXT = 384
-#: Decoder positions by which the graphs of one batch size differ.
+#: Decoder positions by which the graphs of one batch size differ, where a step's cost depends on them.
 GRAPH_KEYS = 256
 
 
@@ -64,7 +65,7 @@ class ModelRunner:
         slots = settings.max_streams
         inference = model.inference_parameters
         device = model.device
-        context = int(model.baked_context_embedding_len.max())
+        self._context_lengths: list[int] = model.baked_context_embedding_len.tolist()
         self._model = model
         self._stacking: int = model.frame_stacking_factor
         self._min_frames: int = inference.min_generated_frames
@@ -73,7 +74,7 @@ class ModelRunner:
         #: Utterances by slot.
         self.live: list[Utterance] = []
 
-        positions = context + BOS_POSITIONS + self._max_steps
+        positions = max(self._context_lengths) + BOS_POSITIONS + self._max_steps
         dtype = next(model.decoder.parameters()).dtype
         self._cache = DecoderCache(model.decoder, slots, positions, catalog.max_text_tokens, device, dtype)
         self._decoder = IncrementalDecoder(
@@ -83,6 +84,9 @@ class ModelRunner:
             slots, catalog.max_text_tokens, inference, model.chunked_inference_config, device
         )
         self._sampler = CodebookSampler(model)
+        self._embed: Callable[[Tensor], Tensor] = self._embed_codes
+        if device.type == "cuda":
+            self._use_fused_kernels()
 
         self._steps = torch.zeros(slots, dtype=torch.long, device=device)
         self._newest = torch.zeros(slots, model.num_audio_codebooks, self._stacking, dtype=torch.long, device=device)
@@ -101,6 +105,35 @@ class ModelRunner:
         """Number of free slots."""
         return self._slots - len(self.live)
 
+    def _use_fused_kernels(self) -> None:
+        """Takes the fastest form of the step, if it works on this device."""
+        inference = self._model.inference_parameters
+        try:
+            from magpie_engine.fused import FusedAlignment, FusedDecoder, FusedEmbedding, FusedSampler
+
+            decoder = FusedDecoder(
+                self._model.decoder,
+                self._cache,
+                inference.estimate_alignment_from_layers,
+                inference.apply_prior_to_layers,
+            )
+            decoder.check()
+            sampler = FusedSampler(self._model)
+            sampler.check(self._sampler)
+            alignment = FusedAlignment(
+                self._slots,
+                self._cache.text_mask.shape[1],
+                inference,
+                self._model.chunked_inference_config,
+                self._model.device,
+            )
+            alignment.check(self._alignment)
+            embed = FusedEmbedding(self._model, self._cache)
+        except Exception:  # no Triton language, no C compiler for it, or a device or model that it does not suit
+            _log.exception("the fused kernels cannot be used; the step runs with PyTorch's, at a higher latency")
+            return
+        self._decoder, self._sampler, self._alignment, self._embed = decoder, sampler, alignment, embed
+
     @torch.inference_mode()
     def capture(self) -> None:
         """Captures the step in CUDA graphs. Nothing may be live.
@@ -109,10 +142,11 @@ class ModelRunner:
         """
         width = min(GRAPH_TEXT, self._cache.text_mask.shape[1])
         positions = self._cache.keys.shape[3]
+        spacing = positions if self._decoder.reads_own_length else GRAPH_KEYS
         pool = torch.cuda.graph_pool_handle()
         try:
             for live in reversed(batch_sizes(self._slots)):  # the largest first: the others reuse its memory
-                for longest in range(positions, 0, -GRAPH_KEYS):
+                for longest in range(positions, 0, -spacing):
                     step = functools.partial(self._network, live, longest - 1, width, MAX_TOP_K)
                     self._graphs.insert(0, StepGraph(step, live, longest - 1, width, pool))
         except RuntimeError:
@@ -121,57 +155,83 @@ class ModelRunner:
         self._graphs.sort(key=lambda graph: (graph.live, graph.longest))
 
     @torch.inference_mode()
-    def admit(self, utterance: Utterance, segment: Segment) -> None:
-        """Gives an utterance a slot, with its first segment."""
-        request = utterance.request
-        slot = len(self.live)
-        self._fill(slot, utterance, segment)
-        self._temperature[slot] = request.temperature
-        self._top_k[slot] = request.top_k
-        self._cfg_scale[slot] = request.cfg_scale
-        utterance.slot = slot
-        self.live.append(utterance)
+    def admit(self, beginning: Sequence[tuple[Utterance, Segment]]) -> None:
+        """Gives utterances slots, each with its first segment: one prefill for all."""
+        first = len(self.live)
+        for slot, (utterance, _) in enumerate(beginning, first):
+            request = utterance.request
+            self._temperature[slot] = request.temperature
+            self._top_k[slot] = request.top_k
+            self._cfg_scale[slot] = request.cfg_scale
+        self._fill(first, beginning)
+        for slot, (utterance, _) in enumerate(beginning, first):
+            utterance.slot = slot
+            self.live.append(utterance)
 
     @torch.inference_mode()
     def proceed(self, utterance: Utterance, segment: Segment) -> None:
         """Goes on with an utterance's next segment, in its slot."""
         utterance.history = self.history(utterance)
-        self._fill(utterance.slot, utterance, segment)
+        self._fill(utterance.slot, [(utterance, segment)])
 
     def history(self, utterance: Utterance) -> TextHistory:
         """What the segment that an utterance has just spoken leaves to the next."""
         assert utterance.memory is not None
         return TextHistory(utterance.tokens, utterance.memory, utterance.attended)
 
-    def _fill(self, slot: int, utterance: Utterance, segment: Segment) -> None:
-        """Encodes a segment with its history, fills the decoder with the speaker, and books the segment's words."""
-        history, device = utterance.history, self._model.device
-        tokens, begin = history.extend(segment.tokens) if history is not None else (segment.tokens, 0)
-        text = torch.tensor([tokens], device=device)
-        context = self._model.prepare_context_tensors(
+    def _fill(self, first: int, entries: Sequence[tuple[Utterance, Segment]]) -> None:
+        """Encodes segments with their histories, fills the decoder with the speakers, and books the segments' words.
+
+        Args:
+            first: The first of the consecutive slots that it is for.
+            entries: Utterance and segment for each.
+        """
+        device = self._model.device
+        extended = [
+            (segment.tokens, 0) if utterance.history is None else utterance.history.extend(segment.tokens)
+            for utterance, segment in entries
+        ]
+        longest = max(len(tokens) for tokens, _ in extended)
+        # What pads is never looked at; it only has to be a token.
+        padded = [[*tokens, *tokens[-1:] * (longest - len(tokens))] for tokens, _ in extended]
+        text_lengths = torch.tensor([len(tokens) for tokens, _ in extended], device=device)
+        encoded = self._model.prepare_context_tensors(
             {
-                "text": text,
-                "text_lens": torch.tensor([len(tokens)], device=device),
-                "speaker_indices": utterance.request.speaker,
+                "text": torch.tensor(padded, device=device),
+                "text_lens": text_lengths,
+                "speaker_indices": [utterance.request.speaker for utterance, _ in entries],
             }
         )
-        memory = context.cond[0]
-        if history is not None:
-            memory[:begin] = history.memory[len(history.memory) - begin :]
-            place = history.place(tokens, begin, segment.is_last)
-        else:
-            place = SegmentPlace(len(tokens), is_last=segment.is_last)
-        length = int(context.additional_decoder_mask[0].sum())
-        self._alignment.reset(slot, place)
-        prior = self._alignment.prior[slot, : place.length] if bool(self._alignment.active[slot]) else None
-        self._decoder.prefill(slot, memory, context.additional_decoder_input[0, :length], prior)
-        self._steps[slot] = 0
-        self._newest[slot] = self._model.audio_bos_id
+        memory = encoded.cond
+        for row, ((utterance, segment), (tokens, begin)) in enumerate(zip(entries, extended, strict=True)):
+            history = utterance.history
+            if history is None:
+                place = SegmentPlace(len(tokens), is_last=segment.is_last)
+            else:
+                memory[row, :begin] = history.memory[len(history.memory) - begin :]
+                place = history.place(tokens, begin, segment.is_last)
+            self._alignment.reset(first + row, place)
+            utterance.tokens, utterance.memory, utterance.attended = tokens, memory[row, : len(tokens)], place.attended
+            utterance.position, utterance.steps = self._context_lengths[utterance.request.speaker], 0
+            utterance.expect_words(tuple((word, begin + token) for word, token in segment.words))
+        slots = slice(first, first + len(entries))
+        positions = max(utterance.position for utterance, _ in entries)
+        self._decoder.prefill(
+            first,
+            Prefill(
+                text=memory,
+                text_lengths=text_lengths,
+                context=encoded.additional_decoder_input[:, :positions],
+                context_lengths=torch.tensor([utterance.position for utterance, _ in entries], device=device),
+                prior=self._alignment.prior[slots, :longest],
+                prior_active=self._alignment.active[slots],
+            ),
+        )
+        self._steps[slots] = 0
+        self._newest[slots] = self._model.audio_bos_id
         # Drawn at once and on the CPU: the same on every device and in any company.
-        self._noise[slot] = torch.rand(self._max_steps, self._sampler.draws, generator=utterance.noise)
-        utterance.tokens, utterance.memory, utterance.attended = tokens, memory, place.attended
-        utterance.position, utterance.steps = length, 0
-        utterance.expect_words(tuple((word, begin + token) for word, token in segment.words))
+        shape = self._max_steps, self._sampler.draws
+        self._noise[slots] = torch.stack([torch.rand(shape, generator=own.noise) for own, _ in entries]).to(device)
 
     def release(self, utterance: Utterance) -> None:
         """Takes an utterance's slot away; the last live utterance moves into it."""
@@ -186,13 +246,18 @@ class ModelRunner:
         utterance.slot = -1
 
     @torch.inference_mode()
-    def step(self) -> list[StepResult]:
-        """Decodes one step of all live utterances and appends its codes to them."""
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[StepResult]:
+        """Decodes one step of all live utterances and appends its codes to them.
+
+        Args:
+            meanwhile: What the CPU can do while a GPU decodes.
+        """
         live = len(self.live)
         codes, told = self._decode(live)
         self._newest[:live] = codes
         self._steps[:live] += 1
-        # The one point at which the CPU waits for the device.
+        meanwhile()
+        # The one point at which the CPU waits for the step.
         return [
             self._collect(utterance, codes[utterance.slot], *numbers)
             for utterance, numbers in zip(self.live, told.tolist(), strict=True)
@@ -232,7 +297,7 @@ class ModelRunner:
         codes, ends = self._sampler.sample(hidden, state, may_not_end, rules.must)
         return codes, torch.stack([ends, self._alignment.attended[:live], rules.cut.long()], dim=1)
 
-    def _embed(self, codes: Tensor) -> Tensor:
+    def _embed_codes(self, codes: Tensor) -> Tensor:
         """Embeds a step's codes (n, codebooks, stacking) as `embed_audio_tokens` does, which waits for the device."""
         tables = self._model.audio_embeddings
         parts = codes.transpose(1, 2).flatten(1).unbind(dim=1)

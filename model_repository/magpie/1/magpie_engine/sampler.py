@@ -51,9 +51,7 @@ class CodebookSampler:
         self._transformer = model.local_transformer
         self._project_in = model.local_transformer_in_projection
         self._project_out = model.local_transformer_audio_out_projection
-        self._embed_in = model.audio_in_projection
         self._heads = model.local_transformer_out_projections
-        self._embeddings = model.audio_embeddings
         self._parallel_heads = model.final_proj
         self._codebooks: int = model.num_audio_codebooks
         self._stacking: int = model.frame_stacking_factor
@@ -62,6 +60,14 @@ class CodebookSampler:
         method = EOSDetectionMethod(model.inference_parameters.eos_detection_method)
         self._detection = EOSDetectionMethod.detection_type(method)
         self._sampled_ends_count = EOSDetectionMethod.sampling_type(method) == "argmax_or_multinomial"
+        with torch.inference_mode():
+            #: Input of the local transformer after each draw but the last, by the code drawn, (tokens, width).
+            self._next_inputs = [
+                self._place(
+                    self._project_in(model.audio_in_projection(model.audio_embeddings[number].weight)), number + 1
+                )
+                for number in range(self.draws - 1)
+            ]
         self._forbidden = torch.zeros(model.num_all_tokens_per_codebook, dtype=torch.bool, device=model.device)
         self._forbidden[SpecialAudioToken.get_forbidden_tokens(self._real_tokens)] = True
 
@@ -86,26 +92,32 @@ class CodebookSampler:
             (n,); `stacking` if it goes on.
         """
         live = hidden.shape[0]
-        x = self._project_in(hidden.flatten(0, 1))[:, None]
+        x = self._first_input(hidden)
         cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self._transformer.layers)
         drawn = []
         for draw in range(self.draws):
-            out = self._project_out(self._local_step(x, draw, cache))
+            out = self._project_out(self._local_step(x[:, None], cache))
             logits = _guide(self._heads[draw](out).float().view(live, GUIDANCE_ROWS, -1), state.cfg_scale)
             logits = self._restrict(logits, may_not_end, must_end)
             codes = _draw(logits, state, state.noise[:, draw])
             drawn.append(codes)
             if draw + 1 < self.draws:
-                embedded = self._project_in(self._embed_in(self._embeddings[draw](codes)))
-                x = embedded.repeat_interleave(GUIDANCE_ROWS, dim=0)[:, None]
+                x = self._next_inputs[draw][codes].repeat_interleave(GUIDANCE_ROWS, dim=0)
         codes = torch.stack(drawn, dim=1).view(live, self._stacking, self._codebooks).transpose(1, 2)
         return codes, self._find_end(hidden, codes, state.cfg_scale, may_not_end, must_end)
 
-    def _local_step(self, x: Tensor, position: int, cache: list[tuple[Tensor, Tensor] | None]) -> Tensor:
-        """Runs the local transformer on one position, (rows, 1, width) to (rows, width)."""
+    def _first_input(self, hidden: Tensor) -> Tensor:
+        """Input of the local transformer before the first draw, (n, 2, width) to (rows, its width)."""
+        return self._place(self._project_in(hidden.flatten(0, 1)), 0)
+
+    def _place(self, x: Tensor, position: int) -> Tensor:
+        """Adds the local transformer's embedding of a position."""
+        positions = self._transformer.position_embeddings
+        return x if positions is None else x + positions.weight[position]
+
+    def _local_step(self, x: Tensor, cache: list[tuple[Tensor, Tensor] | None]) -> Tensor:
+        """Runs the local transformer on the next position, (rows, 1, width) to (rows, width)."""
         transformer = self._transformer
-        if transformer.position_embeddings is not None:
-            x = x + transformer.position_embeddings.weight[position]
         for index, layer in enumerate(transformer.layers):
             query, key, value = project_qkv(layer, x)
             past = cache[index]

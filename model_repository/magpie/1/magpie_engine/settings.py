@@ -30,6 +30,8 @@ class EngineSettings:
     Attributes:
         checkpoint: Magpie `.nemo` file or hub name.
         codec: Codec `.nemo` file or hub name; empty for the one that the checkpoint names.
+        byt5: Folder of the ByT5 tokenizer, for checkpoints that take one from the hub (French, Hindi); empty makes it:
+            it has no data of its own.
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
         voices: Comma-separated names of the baked speakers in index order; empty for the public checkpoint's.
         max_streams: Utterances decoded at the same time (slots).
@@ -41,12 +43,15 @@ class EngineSettings:
         utterance_idle_seconds: After which an utterance in pieces that gets no further piece is forgotten.
         normalizer: "light", "nemo" or "auto"; see `normalization.make_normalizer`.
         normalizer_cache: Folder of NeMo's compiled grammars.
-        precision: "float32", "bfloat16" or "float16", of the acoustic model on CUDA; the codec stays float32.
+        precision: "float32", "bfloat16" or "float16", of the acoustic model; the codec stays float32. Only float32
+            speaks upstream's codes; the others round, so that speech takes other turns, and how that sounds must be
+            heard with the checkpoint that is served.
         cuda_graphs: 1 captures the decoding step in CUDA graphs, 0 does not.
     """
 
     checkpoint: str = "nvidia/magpie_tts_multilingual_357m"
     codec: str = ""
+    byt5: str = ""
     device: str = "auto"
     voices: str = ""
     max_streams: int = 8

@@ -121,6 +121,12 @@ def _check(model: Any, source: str) -> None:
     encoder, featurizer = model.encoder, model.preprocessor.featurizer
     if getattr(encoder, "att_context_style", None) != "chunked_limited":
         refuse("its attention is not chunked_limited")
+    if encoder.self_attention_model != "rel_pos":
+        refuse(f"its attention is {encoder.self_attention_model}, not rel_pos")
+    if any(layer.is_adapter_available() for layer in encoder.layers):
+        refuse("its encoder has adapters")
+    if not encoder.layers[0].conv.norm_type.endswith(("layer_norm", "batch_norm")):
+        refuse(f"its convolutions are normalised over time ({encoder.layers[0].conv.norm_type})")
     subsampling = encoder.pre_encode
     if not getattr(subsampling, "is_causal", False) or not getattr(subsampling, "conv2d_subsampling", False):
         refuse("its subsampling is not made of causal 2-D convolutions")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -130,3 +133,18 @@ class GreedyDecoder:
         frame += advance
         symbols.masked_fill_(advance, 0)
         hypotheses.unfinished.copy_(frame < length)
+
+
+def greedy_decoder(model: Any, device: torch.device) -> GreedyDecoder:
+    """Returns the decoder in the fastest form that works on the device: with fused kernels on CUDA, else without."""
+    plain = GreedyDecoder(model)
+    if device.type == "cuda":
+        try:
+            from parakeet_engine.fused import FusedGreedyDecoder
+
+            fused = FusedGreedyDecoder(model)
+            fused.check(plain)
+            return fused
+        except Exception:  # no Triton language, or a predictor of another kind
+            _log.exception("the fused kernels cannot be used; decoding runs with PyTorch's, at a higher latency")
+    return plain

@@ -77,12 +77,11 @@ class Delivery:
 
     def _answer(self, key: Hashable, request: AudioRequest, next_utterance_s: float) -> None:
         assembler = self._assembler(key)
-        words = assembler.words()
+        words, text = assembler.words(), assembler.text()
         if request.closes_utterance:
             assembler.begin(next_utterance_s)
         if request.end:
             self._forget(key)
-        text = " ".join(word.word for word in words)
         request.respond(Transcript(text, words, request.closes_utterance))
         self._observer.answered(
             audio_s=len(request.audio) / SAMPLE_RATE,

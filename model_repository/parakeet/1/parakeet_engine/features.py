@@ -32,7 +32,10 @@ class LogMel:
         self._guard_type: str = featurizer.log_zero_guard_type
         self._guard: float = float(featurizer.log_zero_guard_value_fn(featurizer.fb))
         self._pad_value: float = float(featurizer.pad_value)
-        self._filters = featurizer.fb[0].t().contiguous()  # (fft / 2 + 1, mels)
+        filters = featurizer.fb[0].t()  # (fft / 2 + 1, mels)
+        # The last frequency is in no mel band, as a rule; without it a GPU's matrix product has aligned rows.
+        self._bins = len(filters) - int(not filters[-1].any())
+        self._filters = filters[: self._bins].contiguous()
         side = (self.fft - featurizer.win_length) // 2
         window = featurizer.window.to(torch.float32)
         self._window = torch.nn.functional.pad(window, (side, self.fft - featurizer.win_length - side))
@@ -73,7 +76,7 @@ class LogMel:
         sample = start[:, None] + torch.arange(signal.shape[1], device=signal.device)
         signal = torch.where(sample < num_samples[:, None], signal, 0.0)
         spectrum = torch.fft.rfft(signal.unfold(1, self.fft, self.hop) * self._window)
-        magnitude = torch.view_as_real(spectrum).pow(2).sum(-1).sqrt()
+        magnitude = torch.view_as_real(spectrum[..., : self._bins]).pow(2).sum(-1).sqrt()
         if self._power != 1.0:
             magnitude = magnitude.pow(self._power)
         features = magnitude @ self._filters

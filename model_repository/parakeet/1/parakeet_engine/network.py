@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from parakeet_engine.checkpoint import SUBSAMPLING, Checkpoint, Lookahead
-from parakeet_engine.decoder import DecoderState, GreedyDecoder, Hypotheses
+from parakeet_engine.conformer import conformer_layers, ring_sizes
+from parakeet_engine.decoder import DecoderState, Hypotheses, greedy_decoder
 from parakeet_engine.features import LogMel
 from parakeet_engine.slots import Slots
 from parakeet_engine.subsampling import HISTORY_FRAMES, WindowedSubsampling
@@ -37,11 +38,6 @@ class Inputs:
     num_samples: torch.Tensor
     num_frames: torch.Tensor
     prompt: torch.Tensor
-
-    def copy_(self, other: Inputs) -> None:
-        """Takes over another batch of the same shape, in place."""
-        for field in fields(self):
-            getattr(self, field.name).copy_(getattr(other, field.name), non_blocking=True)
 
 
 @dataclass
@@ -101,13 +97,13 @@ class Network:
         for part in (model.encoder, model.decoder, model.joint):
             part.to(dtype)
         self._prompt_kernel: Any = model.prompt_kernel.to(dtype) if checkpoint.prompts else None
-        left = next(iter(checkpoint.lookaheads.values())).left
+        modes = checkpoint.lookaheads.values()
         self.features = LogMel(model.preprocessor.featurizer)
         self._subsampling = WindowedSubsampling(model.encoder.pre_encode)
-        self._decoder = GreedyDecoder(model)
-        self.slots = Slots(model, slots, left, self.features.mels, dtype, device)
-        model.encoder.streaming_cfg.last_channel_cache_size = left
-        model.encoder.streaming_cfg.cache_drop_size = 0
+        self._layers = conformer_layers(model.encoder, modes, device)
+        self._decoder = greedy_decoder(model, device)
+        rings = ring_sizes(modes, model.encoder.conv_context_size[0] + 1)
+        self.slots = Slots(model, slots, rings, self.features.mels, dtype, device)
 
     def begin(self, lookahead: Lookahead, inputs: Inputs) -> Work:
         """Encodes a batch and does the usual number of decoding iterations.
@@ -160,28 +156,14 @@ class Network:
     def _encode(self, lookahead: Lookahead, inputs: Inputs) -> torch.Tensor:
         """Features, subsampling and conformer layers; returns (batch, frames, joint width) for the joint."""
         slots, slot = self.slots, inputs.slot
-        fresh = inputs.first_output == 0
         first_new = SUBSAMPLING * (inputs.first_output - 1) + 1
         new = self.features(inputs.audio, first_new, inputs.num_samples, inputs.num_frames)
         window = torch.cat([slots.mel[slot], new], dim=1)
         slots.mel[slot] = window[:, -HISTORY_FRAMES:]
         x = self._subsampling(window.to(self._dtype), inputs.first_output, inputs.num_frames)
 
-        encoder = self._model.encoder
-        encoder.att_context_size = [lookahead.left, lookahead.right]
-        keep = (~fresh).to(self._dtype)
-        encoded, _, channel, time, channel_length = encoder.forward_internal(
-            x,
-            inputs.outputs,
-            cache_last_channel=slots.channel[:, slot],
-            cache_last_time=slots.time[:, slot] * keep[None, :, None, None],
-            cache_last_channel_len=torch.where(fresh, 0, slots.channel_length[slot]),
-            bypass_pre_encode=True,
-        )
-        slots.channel[:, slot] = channel[:, :, -lookahead.left :]
-        slots.time[:, slot] = time
-        slots.channel_length[slot] = channel_length
-        encoded = encoded.transpose(1, 2)  # (batch, frames, width)
+        places = self._layers.places(lookahead, slot, inputs.first_output, inputs.outputs)
+        encoded = self._layers(lookahead, x, places, slots.rings)
         if self._prompt_kernel is not None:
             prompt = torch.nn.functional.one_hot(inputs.prompt, self._model.num_prompts).to(encoded.dtype)
             prompt = prompt[:, None].expand(-1, encoded.shape[1], -1)

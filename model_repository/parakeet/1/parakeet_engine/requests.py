@@ -36,7 +36,7 @@ class Transcript:
     """The utterance so far.
 
     Attributes:
-        text: Its words, joined.
+        text: Its words, joined as the checkpoint's tokenizer joins them.
         words: Its words.
         is_final: Whether the utterance is closed; the next answer begins another one.
     """

@@ -127,9 +127,9 @@ class StepRunner:
         pool = torch.cuda.graph_pool_handle()  # of this runner: one that outlives its graphs cannot be captured into
         for lookahead in self.lookaheads:
             for size in reversed(self.bucket_sizes):  # the largest first: the others reuse its memory pool
-                inputs = self._upload([self._padding(lookahead)] * size)
+                padding = [self._padding(lookahead)] * size
                 try:
-                    self._graphs[lookahead, size] = _GraphedStep(self.network, lookahead, inputs, pool)
+                    self._graphs[lookahead, size] = _GraphedStep(self.network, lookahead, padding, self.device, pool)
                 except RuntimeError:
                     _log.exception("CUDA graphs could not be captured; steps run eagerly, at a higher latency")
                     self._capture = False
@@ -148,11 +148,7 @@ class StepRunner:
             The tokens of each chunk, in order.
         """
         graphed = self._graphs.get((lookahead, self._bucket(len(chunks))))
-        if graphed is not None:
-            padding = [self._padding(lookahead)] * (graphed.size - len(chunks))
-            packed = graphed.run(self._upload([*chunks, *padding]))
-        else:
-            packed = self._run_eagerly(lookahead, self._upload(chunks))
+        packed = self._run_eagerly(lookahead, chunks) if graphed is None else graphed.run(chunks)
         return [self._unpack(row, chunk) for row, chunk in zip(packed, chunks, strict=False)]
 
     def _bucket(self, batch: int) -> int:
@@ -163,16 +159,9 @@ class StepRunner:
         audio = np.zeros(self.features.window_samples(self.new_frames(lookahead)), np.int16)
         return Chunk(self.network.slots.scratch, audio, 0, lookahead.frames)
 
-    def _upload(self, chunks: Sequence[Chunk]) -> Inputs:
-        """Puts a batch on the device."""
-        numbers = np.array(
-            [(c.slot, c.first_output, c.outputs, c.num_samples, c.num_frames, c.prompt) for c in chunks], dtype=np.int64
-        )
-        columns = torch.from_numpy(np.ascontiguousarray(numbers.T)).to(self.device, non_blocking=True)
-        audio = torch.from_numpy(np.stack([c.audio for c in chunks])).to(self.device, non_blocking=True)
-        return Inputs(audio, *columns.unbind(0))
-
-    def _run_eagerly(self, lookahead: Lookahead, inputs: Inputs) -> npt.NDArray[np.int32]:
+    def _run_eagerly(self, lookahead: Lookahead, chunks: Sequence[Chunk]) -> npt.NDArray[np.int32]:
+        audio, numbers = (torch.from_numpy(part).to(self.device) for part in _as_arrays(chunks))
+        inputs = Inputs(audio, *numbers.unbind(0))
         work = self.network.begin(lookahead, inputs)
         while True:
             packed = work.packed().cpu().numpy()
@@ -186,19 +175,31 @@ class StepRunner:
         return ChunkTokens(tokens.tolist(), (frames + chunk.first_output).tolist(), probabilities.tolist())
 
 
+def _as_arrays(chunks: Sequence[Chunk]) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
+    """Returns the chunks' audio (batch, samples) and their numbers (6, batch) in the order of `Inputs`."""
+    numbers = [(c.slot, c.first_output, c.outputs, c.num_samples, c.num_frames, c.prompt) for c in chunks]
+    return np.stack([c.audio for c in chunks]), np.ascontiguousarray(np.array(numbers, dtype=np.int64).T)
+
+
 class _GraphedStep:
     """The CUDA graphs of one lookahead and batch size, with the buffers they read and write.
 
     Args:
         network: The network.
         lookahead: The mode.
-        inputs: A batch of the size, of scratch rows.
+        padding: A batch of the size, of scratch rows, that fills up smaller ones.
+        device: Where it runs.
         pool: Memory pool that all graphs of a runner share (they never run at the same time).
     """
 
-    def __init__(self, network: Network, lookahead: Lookahead, inputs: Inputs, pool: Any):
-        self.size = len(inputs.slot)
-        self._inputs = inputs
+    def __init__(
+        self, network: Network, lookahead: Lookahead, padding: Sequence[Chunk], device: torch.device, pool: Any
+    ):
+        self._padding = _as_arrays(padding)
+        self._staged = tuple(torch.from_numpy(part).pin_memory() for part in self._padding)
+        self._on_device = tuple(part.to(device) for part in self._staged)
+        audio, numbers = self._on_device
+        inputs = Inputs(audio, *numbers.unbind(0))
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries allocate their workspaces outside the capture
@@ -214,9 +215,16 @@ class _GraphedStep:
             self._packed.copy_(work.packed())
         self._host = torch.empty(self._packed.shape, dtype=self._packed.dtype, pin_memory=True)
 
-    def run(self, inputs: Inputs) -> npt.NDArray[np.int32]:
-        """Runs a batch; returns the packed result."""
-        self._inputs.copy_(inputs)
+    def run(self, chunks: Sequence[Chunk]) -> npt.NDArray[np.int32]:
+        """Runs a batch of at most the size; returns the packed result."""
+        count = len(chunks)
+        audio, numbers = _as_arrays(chunks)
+        staged_audio, staged_numbers = (staged.numpy() for staged in self._staged)
+        staged_audio[:count] = audio  # what is heard in the scratch slot does not matter
+        staged_numbers[:, :count] = numbers
+        staged_numbers[:, count:] = self._padding[1][:, count:]
+        for staged, target in zip(self._staged, self._on_device, strict=True):
+            target.copy_(staged, non_blocking=True)
         self._begin.replay()
         while True:
             self._host.copy_(self._packed, non_blocking=True)

@@ -34,6 +34,7 @@ class WordAssembler:
         """
         self._offset = utterance_start_s
         self._words: list[Word] = []
+        self._texts: list[str] = []
         self._tokens: list[int] = []
         self._frames: list[int] = []
         self._probabilities: list[float] = []
@@ -52,6 +53,10 @@ class WordAssembler:
         last = self._last_word()
         return (*self._words, last) if last else tuple(self._words)
 
+    def text(self) -> str:
+        """Returns the utterance's text so far, as the tokenizer writes it: two spaces beside an unknown symbol."""
+        return " ".join([*self._texts, self._decode(self._tokens)] if self._tokens else self._texts)
+
     def _last_word(self) -> Word | None:
         if not self._tokens:
             return None
@@ -68,4 +73,7 @@ class WordAssembler:
     def _close_word(self) -> None:
         if word := self._last_word():
             self._words.append(word)
+        text = self._decode(self._tokens) if self._tokens else ""
+        if text or self._texts:  # a bare word mark is a space, except at the beginning
+            self._texts.append(text)
         self._tokens, self._frames, self._probabilities = [], [], []

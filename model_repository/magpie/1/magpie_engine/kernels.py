@@ -1,0 +1,277 @@
+"""Kernels in the Triton language for one frame of many utterances, on CUDA devices.
+
+A frame is a thousand operations on a few thousand numbers each: PyTorch's kernels, one per operation, take longer to
+start than to run. These do the same arithmetic (in float32 inside) in a quarter of the launches. `fused.py` puts them
+together, and compares them with PyTorch's before they are used.
+"""
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _gelu(x):
+    """GELU by its tanh approximation."""
+    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    return x * tl.sigmoid(2.0 * inner)
+
+
+@triton.jit
+def few_rows(
+    x, matrix, bias, added, out, norm_weight, epsilon, rows, outputs, inputs, x_stride, added_stride, out_stride,
+    NORM: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+):  # fmt: skip
+    """A matrix product for a few rows: reads the matrix once, with norm, bias, GELU or residual around it.
+
+    out = [added +] [gelu] ([norm](x) @ matrix.T + bias). With NORM, `INPUTS` holds all inputs.
+    """
+    row = tl.arange(0, ROWS)
+    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    column = tl.arange(0, INPUTS)
+    has_row, has_output = row < rows, output < outputs
+    kind = out.dtype.element_ty
+    products = tl.zeros([ROWS, OUTPUTS, INPUTS], tl.float32)
+    for start in tl.range(0, inputs, INPUTS):
+        known = start + column < inputs
+        tile = tl.load(
+            matrix + output[:, None] * inputs + start + column[None, :], mask=has_output[:, None] & known[None, :],
+            other=0.0,
+        )  # fmt: skip
+        exists = has_row[:, None] & known[None, :]
+        part = tl.load(x + row[:, None] * x_stride + start + column[None, :], mask=exists, other=0.0).to(tl.float32)
+        if NORM:
+            scale = tl.load(norm_weight + column, mask=known, other=0.0).to(tl.float32)
+            centred = tl.where(exists, part - (tl.sum(part, axis=1) / inputs)[:, None], 0.0)
+            variance = tl.sum(centred * centred, axis=1) / inputs
+            part = (centred / tl.sqrt(variance + epsilon)[:, None] * scale[None, :]).to(kind).to(tl.float32)
+        products += part[:, None, :] * tile.to(tl.float32)[None, :, :]
+    total = tl.sum(products, axis=2)
+    if HAS_BIAS:
+        total += tl.load(bias + output, mask=has_output, other=0.0).to(tl.float32)[None, :]
+    total = total.to(kind).to(tl.float32)
+    if GELU:
+        total = _gelu(total)
+    exists = has_row[:, None] & has_output[None, :]
+    if ADD:
+        residual = tl.load(added + row[:, None] * added_stride + output[None, :], mask=exists, other=0.0)
+        total = total.to(kind).to(tl.float32) + residual.to(tl.float32)
+    tl.store(out + row[:, None] * out_stride + output[None, :], total.to(kind), mask=exists)
+
+
+@triton.jit
+def embed(
+    codes, tables, position_table, lengths, out, table_size, width, most_positions,
+    TABLES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """One slot's newest codes (tables,) to the decoder's input of both of its rows: their mean, and the position."""
+    slot = tl.program_id(0)
+    column = tl.arange(0, WIDTH)
+    exists = column < width
+    kind = out.dtype.element_ty
+    total = tl.zeros([WIDTH], tl.float32)
+    for table in tl.static_range(TABLES):
+        code = tl.load(codes + slot * TABLES + table)
+        row = tables + (table * table_size + code) * width + column
+        total = (total + tl.load(row, mask=exists, other=0.0).to(tl.float32)).to(kind).to(tl.float32)
+    total = (total / TABLES).to(kind).to(tl.float32)
+    position = tl.minimum(tl.load(lengths + slot), most_positions - 1)
+    total += tl.load(position_table + position * width + column, mask=exists, other=0.0).to(tl.float32)
+    tl.store(out + 2 * slot * width + column, total.to(kind), mask=exists)
+    tl.store(out + (2 * slot + 1) * width + column, total.to(kind), mask=exists)
+
+
+@triton.jit
+def attend(
+    qkv, keys, values, lengths, out, scale, row_stride, head_stride, head_width, heads, most_positions,
+    LENGTH_STRIDE: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Self-attention of one head of one row: books the newest key and value, and looks at all so far."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    column = tl.arange(0, WIDTH)
+    has_column = column < head_width
+    position = tl.minimum(tl.load(lengths + row // 2 * LENGTH_STRIDE), most_positions - 1)
+    width = heads * head_width
+    own = qkv + row * 3 * width + head * head_width + column
+    query = tl.load(own, mask=has_column, other=0.0).to(tl.float32) * scale
+    new_key = tl.load(own + width, mask=has_column, other=0.0)
+    new_value = tl.load(own + 2 * width, mask=has_column, other=0.0)
+    of_head = row.to(tl.int64) * row_stride + head * head_stride
+    at = of_head + position * head_width + column
+    tl.store(keys + at, new_key, mask=has_column)
+    tl.store(values + at, new_value, mask=has_column)
+    # Softmax over blocks of keys, beginning with the newest: sums are scaled down whenever a larger score comes.
+    largest = tl.sum(query * new_key.to(tl.float32), axis=0)
+    total = largest * 0.0 + 1.0
+    mixed = new_value.to(tl.float32)
+    for start in range(0, position, KEYS):
+        place = start + tl.arange(0, KEYS)
+        exists = place < position
+        block = of_head + place[:, None] * head_width + column[None, :]
+        mask = exists[:, None] & has_column[None, :]
+        key = tl.load(keys + block, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(values + block, mask=mask, other=0.0).to(tl.float32)
+        scores = tl.where(exists, tl.sum(key * query[None, :], axis=1), float("-inf"))
+        larger = tl.maximum(largest, tl.max(scores, axis=0))
+        weights = tl.exp(scores - larger)
+        fade = tl.exp(largest - larger)
+        total = total * fade + tl.sum(weights, axis=0)
+        mixed = mixed * fade + tl.sum(weights[:, None] * value, axis=0)
+        largest = larger
+    tl.store(out + row * width + head * head_width + column, (mixed / total).to(out.dtype.element_ty), mask=has_column)
+
+
+@triton.jit
+def read_text(
+    query, keys, values, text_mask, prior, prior_active, alignment, out, scale, share, tiny, head_width, text,
+    most_text, prior_stride,
+    HEADS: tl.constexpr, PRIOR: tl.constexpr, ALIGN: tl.constexpr, TEXT: tl.constexpr, PART: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Cross-attention of one slot: probabilities times the prior, normalised again; adds them to the alignment."""
+    slot = tl.program_id(0)
+    place = tl.arange(0, TEXT)
+    exists = (place < text) & (tl.load(text_mask + slot * most_text + place, mask=place < text, other=0) != 0)
+    factor = tl.full([TEXT], 1.0, tl.float32)
+    if PRIOR:
+        active = tl.load(prior_active + slot) != 0
+        factor = tl.where(active, tl.load(prior + slot * prior_stride + place, mask=exists, other=0.0) + tiny, 1.0)
+    followed = tl.zeros([TEXT], tl.float32)
+    for head in tl.static_range(HEADS):
+        of_head = (slot * HEADS + head) * most_text * head_width
+        scores = tl.zeros([TEXT], tl.float32)
+        for part in tl.static_range(0, WIDTH, PART):
+            column = part + tl.arange(0, PART)
+            mask = exists[:, None] & (column < head_width)[None, :]
+            asked = tl.load(query + (slot * HEADS + head) * head_width + column, mask=column < head_width, other=0.0)
+            key = tl.load(keys + of_head + place[:, None] * head_width + column[None, :], mask=mask, other=0.0)
+            scores += tl.sum(key.to(tl.float32) * asked.to(tl.float32)[None, :], axis=1)
+        scores = tl.where(exists, scores * scale, float("-inf"))
+        weights = tl.exp(scores - tl.max(scores, axis=0))
+        weights = weights / tl.sum(weights, axis=0)
+        if PRIOR:
+            weights = weights * factor
+            weights = weights / tl.sum(weights, axis=0)
+        followed += weights
+        kept = weights.to(out.dtype.element_ty).to(tl.float32)
+        for part in tl.static_range(0, WIDTH, PART):
+            column = part + tl.arange(0, PART)
+            mask = exists[:, None] & (column < head_width)[None, :]
+            value = tl.load(values + of_head + place[:, None] * head_width + column[None, :], mask=mask, other=0.0)
+            read = tl.sum(kept[:, None] * value.to(tl.float32), axis=0)
+            tl.store(
+                out + (slot * HEADS + head) * head_width + column, read.to(out.dtype.element_ty),
+                mask=column < head_width,
+            )  # fmt: skip
+    if ALIGN:
+        at = alignment + slot * text + place
+        before = tl.load(at, mask=place < text, other=0.0)
+        tl.store(at, before + followed * share, mask=place < text)
+
+
+@triton.jit
+def draw(
+    logits, forbidden, may_not_end, must_end, cfg_scale, temperature, top_k, noise, table, codes, following,
+    end_token, tokens, noise_stride, code_stride, width,
+    FOLLOWS: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """One slot's code: guidance, the end's rules, the top k, and a draw by inverting the cumulative distribution.
+
+    FOLLOWS looks up the local transformer's next input in `table`, for both of the slot's rows.
+    """
+    slot = tl.program_id(0)
+    token = tl.arange(0, TOKENS)
+    exists = token < tokens
+    nothing = float("-inf")
+    with_text = tl.load(logits + 2 * slot * tokens + token, mask=exists, other=0.0).to(tl.float32)
+    without = tl.load(logits + (2 * slot + 1) * tokens + token, mask=exists, other=0.0).to(tl.float32)
+    scale = tl.load(cfg_scale + slot)
+    scores = scale * with_text + (1.0 - scale) * without
+    allowed = exists & (tl.load(forbidden + token, mask=exists, other=1) == 0)
+    must = tl.load(must_end + slot) != 0
+    is_end = token == end_token
+    allowed = allowed & (~is_end | (tl.load(may_not_end + slot) == 0)) & (is_end | ~must)
+    scores = tl.where(is_end & must, 0.0, tl.where(allowed, scores, nothing))
+    scores = tl.where(exists, scores, nothing)
+    # The k-th largest score, bit by bit: unsigned integers in the order of the floats.
+    bits = scores.to(tl.int32, bitcast=True)
+    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
+    order = tl.where(exists, order, -1)
+    least = tl.zeros([1], tl.int64)
+    wanted = tl.load(top_k + slot)
+    for bit in tl.static_range(32):
+        candidate = least + (1 << (31 - bit))
+        count = tl.sum((order >= candidate).to(tl.int32), axis=0)
+        least = tl.where(count >= wanted, candidate, least)
+    scores = tl.where(order >= least, scores, nothing)
+    best = tl.max(scores, axis=0)
+    greediest = tl.min(tl.where(scores == best, token, TOKENS), axis=0)
+    heat = tl.load(temperature + slot)
+    is_greedy = heat <= 0.0
+    weights = tl.exp((scores - best) / tl.where(is_greedy, 1.0, heat))
+    cumulative = tl.cumsum(weights, axis=0)
+    target = tl.load(noise + slot * noise_stride) * tl.max(cumulative, axis=0)
+    drawn = tl.minimum(tl.sum((exists & (cumulative <= target)).to(tl.int32), axis=0), tokens - 1)
+    code = tl.where(is_greedy, greediest, drawn)
+    tl.store(codes + slot * code_stride, code.to(tl.int64))
+    if FOLLOWS:
+        column = tl.arange(0, WIDTH)
+        has_column = column < width
+        row = tl.load(table + code * width + column, mask=has_column)
+        tl.store(following + 2 * slot * width + column, row, mask=has_column)
+        tl.store(following + (2 * slot + 1) * width + column, row, mask=has_column)
+
+
+@triton.jit
+def follow(
+    scores, steps, lengths, attended, visits, near_end, prior, active, is_first, is_last, weights, may_not, must, cut,
+    width, most_text, window, epsilon, suppressed, start_step, sink_visits, closed_visits, short_text, tail,
+    may_end_steps, must_end_steps, near_first, near_later, forced_cut, limit_last, limit_later, short_sentence,
+    ENABLED: tl.constexpr, ENFORCE: tl.constexpr, DISTANCES: tl.constexpr, TEXT: tl.constexpr,
+):  # fmt: skip
+    """One slot's `AlignmentTracker.update`: what it attends to, its next prior, and what that says of its end."""
+    slot = tl.program_id(0)
+    place = tl.arange(0, TEXT)
+    exists = place < width
+    length = tl.load(lengths + slot)
+    before = tl.load(attended + slot)
+    first = tl.load(is_first + slot) != 0
+    last = tl.load(is_last + slot) != 0
+    near = tl.load(near_end + slot)
+    running = (tl.load(steps + slot) >= start_step) | ~first
+    begin = before + (tl.load(visits + slot * most_text + before) >= sink_visits).to(tl.int64)
+    end = tl.minimum(begin + window, length - tail)
+    inside = exists & (place >= begin) & (place < end)
+    score = tl.where(inside, tl.load(scores + slot * width + place, mask=exists, other=0.0), -1.0)
+    best = tl.min(tl.where(score == tl.max(score, axis=0), place, TEXT), axis=0).to(tl.int64)
+    now = tl.where(running, tl.where(begin < end, best, length - 1), before)
+    tl.store(attended + slot, now)
+    if ENABLED:
+        row = slot * most_text + place
+        seen = tl.load(visits + row, mask=exists, other=0) + ((place == now) & running).to(tl.int64)
+        tl.store(visits + row, seen, mask=exists & (place == now))
+        tl.store(active + slot, running)
+        worn = exists & (seen >= closed_visits)
+        last_worn = tl.max(tl.where(worn, place, -1), axis=0)
+        last_worn_later = tl.max(tl.where(worn & (place >= 1), place, -1), axis=0)
+        is_open = (place == tl.maximum(now - 1, 1)) | ((place >= now) & (place <= tl.minimum(now + window, length - 1)))
+        is_open = (is_open | (length <= short_text)) & (place > last_worn)
+        of_first = tl.where(is_open, 1.0, epsilon)
+        distance = tl.minimum(tl.maximum(place - now + 2, 0), DISTANCES - 1)
+        of_later = tl.load(weights + distance)
+        is_short = length <= short_sentence
+        of_later = tl.where(is_short, 1.0, of_later)
+        of_later = tl.where((now == 1) & (place == 0) & ~is_short, tl.load(weights), of_later)
+        of_later = tl.where(place <= last_worn_later, suppressed, of_later)
+        tl.store(prior + row, tl.where(first, of_first, of_later), mask=exists)
+        is_near = now >= length - tl.where(first, near_first, near_later)
+        near = tl.where(running & ((near > 0) | is_near), near + 1, near)
+        tl.store(near_end + slot, near)
+        tl.store(cut + slot, ~last & (near >= forced_cut))
+        if ENFORCE:
+            limit = tl.where(first, may_end_steps, tl.where(last, limit_last, limit_later))
+            tl.store(may_not + slot, running & (now < length - tail) & (near <= limit))
+            tl.store(must + slot, near >= tl.where(first, must_end_steps, limit_last))
