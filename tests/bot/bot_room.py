@@ -29,7 +29,9 @@ from pipecat.observers.base_observer import BaseObserver, FramePushed
 
 from bot import Conversation, Services
 from pipecat_triton import TritonLLMService, TritonSTTService
+from pipecat_triton.segment import Segment
 from triton_voice import read_audio
+from triton_voice.types import Transcript
 from voice_bot.latency import TurnLatency
 from voice_bot.loopback import LoopbackTransport
 from voice_bot.memory import Memory
@@ -71,6 +73,14 @@ class ScriptedSTT(TritonSTTService):
         await super()._push_interim(
             segment, dataclasses.replace(transcript, text=" ".join(self._said[: self._interims]))
         )
+
+    async def rush(self, interim: str, final: str) -> None:
+        """Pushes a segment's interim words and its final ones in one go, as a busy machine does."""
+        segment = self._newest = Segment(HZ, None, None, "parakeet", "")
+        heard = Transcript(text=final, words=(), is_final=True, audio_s=1.0, latency_s=0.0)
+        self.request_finalize()
+        await super()._push_interim(segment, dataclasses.replace(heard, text=interim, is_final=False))
+        await self._push_final(segment, heard)
 
 
 class ScriptedLLM(TritonLLMService):

@@ -11,8 +11,6 @@ from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
     FunctionCallResultFrame,
-    InterimTranscriptionFrame,
-    TranscriptionFrame,
     TTSTextFrame,
     UserBackchannelFrame,
     UserStartedSpeakingFrame,
@@ -196,9 +194,7 @@ async def test_the_user_who_goes_on_is_answered_once(server, says):
 async def test_the_last_words_survive_the_beginning_of_their_own_turn(server, says):
     """As on a busy machine: the final transcript is queued behind the interim one that begins the turn."""
     async with conversing(server.grpc, replies=[says("Yes.")]) as guest:
-        final = TranscriptionFrame("Is it now?", "", "now")
-        final.finalized = True
-        await guest.conversation.worker.queue_frames([InterimTranscriptionFrame("Is it", "", "now"), final])
+        await guest.conversation.services.stt.rush("Is it", "Is it now?")
         await guest.events.until_frame(BotStoppedSpeakingFrame)
         assert guest.transcript == [("user", "Is it now?"), ("assistant", "Yes.")]
 

@@ -183,17 +183,20 @@ async def test_a_stream_over_grpc_streaming_works_too(server):
 async def test_a_caller_that_vanishes_gives_its_slot_back(voice, server):
     """The client is killed, not closed: only the cancelled request tells of it."""
     code = f"""
-import asyncio, os, numpy as np
+import asyncio, numpy as np
 from triton_voice import TritonVoice
 async def main():
     async with TritonVoice({server.grpc!r}) as voice:
         stream = voice.open_stream()
         await stream.send(np.zeros(1600, np.int16))
-        asyncio.get_running_loop().call_later(0.3, os._exit, 0)
-        await stream.send(np.zeros(16000 * 590, np.int16))
+        await stream.send(np.zeros(16000 * 60, np.int16))
 asyncio.run(main())
 """
+    steps = server.metric("parakeet_step_seconds_count")
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    while server.metric("parakeet_step_seconds_count") < steps + 5:  # the long request is being worked on
+        await asyncio.sleep(0.1)
+    process.kill()
     await process.wait()
     for _ in range(600):
         if server.metric("parakeet_evictions_total") >= 1 and server.metric("parakeet_active_streams") == 0:

@@ -29,8 +29,8 @@ SHAPE = replace(
     codec_decoder_channels=64,
 )  # fmt: skip
 LEXICON = {
-    "it": "ɪt", "is": "ɪz", "seven": "sɛvən", "oh": "oʊ", "five": "faɪv", "p": "piː", "m": "ɛm", "in": "ɪn",
-    "tokyo": "toʊkioʊ", "okay": "oʊkeɪ", "the": "ðə", "timer": "taɪmɚ", "stopped": "stɑːpt",
+    "it": "it", "is": "iz", "seven": "sɛvən", "oh": "oʊ", "five": "fajv", "p": "pi", "m": "ɛm", "in": "in",
+    "tokyo": "toʊkioʊ", "okay": "oʊkej", "the": "ðə", "timer": "tajmər", "stopped": "stapt",
 }  # fmt: skip
 TEXTS = ["It is seven oh five P M in Tokyo.", "Okay.", "The timer is stopped.", "Okay, it is five.", "It is in Tokyo."]
 STEPS = 6
@@ -224,8 +224,10 @@ def test_what_is_learned_is_what_is_served(trained, served):
 
 
 def test_a_word_that_is_not_in_the_dictionary_is_spelled(trained):
-    known, unknown = lines.read(trained.model, ["Okay.", "Zyx."], 1.0, 0)
-    assert known != unknown and len(unknown) == len("Zyx.") + 1
-    spelled, again = (lines.read(trained.model, ["The timer is stopped."] * 2, 0.0, 0) for _ in range(2))
-    assert spelled == again
-    assert spelled[0] != lines.read(trained.model, ["The timer is stopped."], 1.0, 0)[0]
+    (unknown,) = lines.read(trained.model, ["Party."], 1.0, 0)
+    assert len(set(unknown)) == len("Party.") + 1  # and the end
+    some, again, all_, none = (
+        lines.read(trained.model, ["The timer is stopped."], part, 0)[0] for part in (0.5, 0.5, 0.0, 1.0)
+    )
+    assert some == again
+    assert len({tuple(some), tuple(all_), tuple(none)}) == 3

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,7 @@ from support_training import corpus as tones
 from support_training import needs_synthesisers
 
 from triton_voice.evaluation.words import spoken_words
+from triton_voice.paths import project_root
 from triton_voice_training import augment, cast, corpus, hearing, speech, world
 
 AMOUNT = hearing.Amount(requests=800, request_copies=1, replies=800)
@@ -59,6 +64,16 @@ def test_without_the_programs_the_error_says_what_to_install(tmp_path, monkeypat
 def test_a_voice_that_nobody_has_is_refused():
     with pytest.raises(speech.SpeechError, match=r"no voice is called 'hal'; there are .*slt"):
         speech.synthesize("Hello.", "hal")
+
+
+def test_texts_are_read_as_the_server_reads_them_with_nothing_but_the_project_installed():
+    """A training is a process of its own, which knows the packages and not the server's folders."""
+    installed = os.pathsep.join(str(project_root() / folder) for folder in ("client", "training"))
+    said = subprocess.run(
+        [sys.executable, "-c", "from triton_voice_training.speech import spoken; print(spoken('It is 7:05 PM.'))"],
+        env={**os.environ, "PYTHONPATH": installed}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout == "It is seven oh five P M.\n"
 
 
 @needs_synthesisers

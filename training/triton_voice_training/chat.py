@@ -1,8 +1,8 @@
 """Trains Nemotron-tiny, the small world's chat model: a Llama of a few million parameters with a tokenizer of its own.
 
-    python -m triton_voice_training.chat train --out work/chat --steps 8000     # goes on where an earlier run stopped
-    python -m triton_voice_training.chat evaluate work/chat/export
-    python -m triton_voice_training.chat export work/chat checkpoints/nemotron-tiny
+    python -m triton_voice_training.chat train --out build/chat --steps 8000     # goes on where an earlier run stopped
+    python -m triton_voice_training.chat evaluate build/chat/export
+    python -m triton_voice_training.chat export build/chat checkpoints/nemotron-tiny
 
 Data is drawn while training goes on, shard by shard from the seed, so the same seed and number of steps see the same
 batches in the same order. The loss is cross-entropy on the assistant's own tokens alone.
@@ -253,7 +253,7 @@ def train(
     _loop(run, trainer, stored.get("shard", 0), stored.get("tokens", 0), workers)
     export(out, out / EXPORT)
     if (out / runs.LOG_FILE).exists():  # a run of a few steps has none
-        runs.draw_log(out / runs.LOG_FILE, out / PLOT, ("loss", "rate"))
+        runs.draw_log(out / runs.LOG_FILE, out / PLOT, {"loss": "loss, nats a token", "rate": "learning rate"})
 
 
 def _loop(run: runs.Run, trainer: Trainer, shard: int, tokens: int, workers: int) -> None:

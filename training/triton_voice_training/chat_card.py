@@ -40,7 +40,7 @@ Dialogues of `training/triton_voice_training/world.py`, made by `chat_data.py`: 
 Cross-entropy on the assistant's own tokens. {steps:,} steps, {tokens:.0f} M tokens, {minutes:.1f} minutes on
 {machine}; the last loss was {loss:.4f}. To make it again:
 
-    python -m triton_voice_training.chat train --out work/chat --steps {steps} --batch-tokens {batch_tokens}
+    python -m triton_voice_training.chat train --out build/chat --steps {steps} --batch-tokens {batch_tokens}
 
 ![loss and learning rate over time]({plot})
 
@@ -90,7 +90,7 @@ def write(model: Path, log: Path, report: dict[str, Any], machine: str, batch_to
             asked[intent] = asked.get(intent, 0) + number
             right[intent] = right.get(intent, 0) + report["right"][kind].get(intent, 0)
     rows.append(f"| **all** | **{sum(right.values()) / sum(asked.values()):.1%}** of {sum(asked.values())} |")
-    runs.draw_log(log, model / PLOT, ("loss", "rate"))
+    runs.draw_log(log, model / PLOT, {"loss": "loss, nats a token", "rate": "learning rate"})
     card = _CARD.format(
         parameters=count / 1e6,
         layers=config["num_hidden_layers"],

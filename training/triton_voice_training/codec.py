@@ -5,7 +5,7 @@ survives a wrong level here and there, as a synthesiser will draw them. Then the
 speech are written (`codes.npz`): from here on Magpie can be trained. The decoder goes on alone, with discriminators,
 on those codes.
 
-    python -m triton_voice_training.codec --out runs/codec --minutes 12
+    python -m triton_voice_training.codec --out build/codec --minutes 12
 """
 
 from __future__ import annotations
@@ -50,6 +50,13 @@ LOG_STEPS = 100
 SAVE_EVERY_S = 60
 #: Held-out sentences that are measured, and those kept to listen to.
 HELD_OUT, SAMPLES = 40, 5
+#: What is drawn of the log.
+CURVES = {
+    "mel": "mel distance",
+    "features": "distance of the discriminators' features",
+    "held_out_mel": "mel distance, held-out sentences",
+    "codes_used": "codes in use, of 2016 in each codebook, in held-out sentences",
+}
 #: Frames encoded at once, and those around them that an encoder sees.
 PIECE, HALO = 400, 16
 
@@ -186,7 +193,7 @@ class CodecTraining:
         self.export()
         log = self.run.folder / LOG_FILE
         if log.exists():
-            draw_log(log, self.run.folder / "codec.png", ("mel", "features", "held_out_mel", "levels_used"))
+            draw_log(log, self.run.folder / "codec.png", CURVES)
 
     def freeze(self) -> None:
         """Ends the first phase: the codes of all speech are final and written."""
@@ -363,10 +370,11 @@ def main(
         raise typer.BadParameter(str(error)) from None
     stage = cast.perform(cast.cast_script(cast.script(replies, seed), seed), out / "speech", workers)
     held_out = held_out_stage(out / "held_out", HELD_OUT, workers)
-    run.restart_clock()
-    CodecTraining(
+    training = CodecTraining(
         shape, stage, held_out, run, pick_device(device, equal_shapes=True), batch, together, seed, graphs, start
-    ).train()
+    )
+    run.restart_clock()
+    training.train()
 
 
 if __name__ == "__main__":

@@ -197,9 +197,9 @@ def trial(corpus: Corpus, device: torch.device, count: int, augmented: int | Non
     )
 
 
-def empty_trial(device: torch.device, count: int = EMPTY_CLIPS) -> Trial:
+def empty_trial(device: torch.device) -> Trial:
     """Makes clips of silence and noise, in which nothing is said."""
-    samples = round(EMPTY_S * SAMPLE_RATE)
+    count, samples = EMPTY_CLIPS, round(EMPTY_S * SAMPLE_RATE)
     generator = torch.Generator(device).manual_seed(0)
     nothing = torch.zeros(count, samples, device=device)
     audio = augment(nothing, torch.zeros(count, dtype=torch.bool, device=device), generator)

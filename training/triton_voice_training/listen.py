@@ -3,7 +3,7 @@
 Tells what a recogniser would not: whether speech ends where the text ends, and how far its sounds are from the voice's
 own, after the two are laid over each other in time.
 
-    python -m triton_voice_training.listen --magpie magpie.nemo --codec codec.nemo --speech runs/codec --out runs/listen
+    python -m triton_voice_training.listen --magpie magpie.nemo --codec codec.nemo --speech build/codec --out listen
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The network is NeMo's, module by module; the loop is our own, since in NeMo's `p
 tables of codes (see `levels`) and to waiting for lengths. The loss has the same terms: the local transformer's codes,
 the end, and the alignment of speech and text with its beta-binomial prior.
 
-    python -m triton_voice_training.magpie --codec runs/codec --out runs/magpie --minutes 15
+    python -m triton_voice_training.magpie --codec build/codec --out build/magpie --minutes 15
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ DISTURBED, OFF_BY_ONE, FOREIGN = 0.6, 0.3, 0.04
 AVERAGE_DECAY = 0.999
 CLIP = 1.0
 LOG_STEPS = 100
+#: What is drawn of the log.
+CURVES = {
+    "codes": "codes, nats each, past disturbed",
+    "held_out_codes": "codes, nats each, held-out sentences, past given",
+    "alignment": "alignment, nats a token",
+    "held_out_alignment": "alignment, held-out sentences",
+}
 SAVE_EVERY_S = 120
 #: Log-probability of the blank in the alignment loss, as in NeMo's `ForwardSumLoss`.
 BLANK = -1.0
@@ -154,7 +161,7 @@ class MagpieTraining:
         self.export(self.run.folder / MAGPIE_FILE)
         log = self.run.folder / LOG_FILE
         if log.exists():
-            draw_log(log, self.run.folder / "magpie.png", ("codes", "alignment", "end", "held_out_codes"))
+            draw_log(log, self.run.folder / "magpie.png", CURVES)
 
     @torch.no_grad()
     def measure(self) -> None:

@@ -4,7 +4,7 @@ The model has the classes, the configuration keys and the four lookaheads of the
 batch, as upstream trains them. A CTC head that is thrown away afterwards teaches the encoder first, then the
 transducer's loss joins.
 
-    python -m triton_voice_training.parakeet --out runs/parakeet --minutes 10
+    python -m triton_voice_training.parakeet --out build/parakeet --minutes 10
 
 Interrupt it at will: the same command carries on from the last saved step.
 """
@@ -39,6 +39,7 @@ from triton_voice_training.parakeet_evaluation import (
     restore,
 )
 from triton_voice_training.rnnt import rnnt_loss
+from triton_voice_training.runs import cut_log
 
 SHAPE = Shape(
     mels=80, layers=8, width=128, heads=4, subsampling_channels=48, predictor=128, predictor_layers=1, joint=128,
@@ -120,10 +121,13 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.weights, PEAK_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=device.type == "cuda"
         )
+        self.log = folder / "log.jsonl"
         self.step, self.elapsed, self.skipped = 0, 0.0, 0
         self._began = time.monotonic()
         if (folder / "state.pt").exists():
             self._resume()
+        else:
+            cut_log(self.log, 0)
 
     @property
     def progress(self) -> float:
@@ -180,6 +184,7 @@ class Trainer:
         state = {
             "model": self.model.state_dict(), "ctc": self.ctc.state_dict(), "optimizer": self.optimizer.state_dict(),
             "step": self.step, "elapsed": self.seconds, "skipped": self.skipped, "shape": vars(self.plan.shape),
+            "logged": self.log.stat().st_size if self.log.exists() else 0,
         }  # fmt: skip
         temporary = self.folder / "state.partial"
         torch.save(state, temporary)
@@ -193,6 +198,7 @@ class Trainer:
         self.ctc.load_state_dict(state["ctc"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.elapsed, self.skipped = state["step"], state["elapsed"], state["skipped"]
+        cut_log(self.log, state["logged"])
 
 
 def export(trainer: Trainer, path: Path) -> Path:
@@ -226,7 +232,7 @@ def train(plan: Plan, folder: Path, device: torch.device, workers: int = 0) -> d
     console.print(f"{len(texts):,} utterances, {hours:.1f} hours of speech, made or found in {generation_s:.0f} s")
     if not (folder / "tokenizer" / "tokenizer.model").exists():
         train_tokenizer(folder / "tokenizer", list(dict.fromkeys(texts)), plan.shape.vocabulary)
-    tokens = _tokens(folder / "tokenizer", texts)
+    tokens = tokens_of(folder / "tokenizer", texts)
     trainer = Trainer(plan, folder, Batches(spoken["train"], tokens, plan.batch, plan.seed, device), device)
     console.print(f"{parameters(trainer.model) / 1e6:.2f} M parameters on {device}, from step {trainer.step}")
     quick = {name: hearing.trial(spoken[name], device, QUICK_CLIPS) for name in ("seen", "unseen")}
@@ -248,11 +254,12 @@ def train(plan: Plan, folder: Path, device: torch.device, workers: int = 0) -> d
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
     }  # fmt: skip
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    plot(folder / "log.jsonl", folder / "training.png")
+    plot(trainer.log, folder / "training.png")
     return figures
 
 
-def _tokens(folder: Path, texts: list[str]) -> list[list[int]]:
+def tokens_of(folder: Path, texts: list[str]) -> list[list[int]]:
+    """Returns the token numbers of texts by the tokenizer in a folder."""
     import sentencepiece as spm
 
     pieces = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
@@ -265,7 +272,7 @@ def _run(trainer: Trainer, quick: dict[str, Trial]) -> None:
                TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
     saved = time.monotonic()
     last: dict[str, float] = {}
-    with (trainer.folder / "log.jsonl").open("a") as log, Progress(*columns, console=console) as bar:
+    with trainer.log.open("a") as log, Progress(*columns, console=console) as bar:
         task = bar.add_task("training", total=1.0)
         while trainer.progress < 1:
             losses = trainer.take_step()

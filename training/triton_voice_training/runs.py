@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,9 @@ class Run:
     def save(self, **parts: Any) -> None:
         """Keeps everything that going on needs: the parts (modules, optimizers, values), the step and the time."""
         stored = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in parts.items()}
-        stored |= {"step": self.step, "spent": self.seconds, "random": torch.get_rng_state()}
+        log = self.folder / LOG_FILE
+        stored |= {"step": self.step, "spent": self.seconds, "random": torch.get_rng_state(),
+                   "logged": log.stat().st_size if log.exists() else 0}  # fmt: skip
         if torch.cuda.is_available():
             stored["random_on_device"] = torch.cuda.get_rng_state()
         partial = self.folder / f"{STATE_FILE}.partial"
@@ -116,12 +118,14 @@ class Run:
     def resume(self, **parts: Any) -> dict[str, Any]:
         """Restores the parts if there is a state; returns the values in it, empty if there is none."""
         if not self.has_state:
+            cut_log(self.folder / LOG_FILE, 0)
             return {}
         stored: dict[str, Any] = torch.load(self.folder / STATE_FILE, map_location="cpu", weights_only=False)
         for name, part in parts.items():
             if stored.get(name) is not None:
                 part.load_state_dict(stored[name])
         self.step, self._spent, self._begun = stored["step"], stored["spent"], time.monotonic()
+        cut_log(self.folder / LOG_FILE, stored["logged"])
         torch.set_rng_state(stored["random"])
         if "random_on_device" in stored and torch.cuda.is_available():
             torch.cuda.set_rng_state(stored["random_on_device"])
@@ -176,19 +180,31 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def draw_log(log: Path, plot: Path, names: tuple[str, ...], smooth: Callable[[float], float] = float) -> None:
-    """Draws columns of a log over time in minutes; does nothing where matplotlib is missing."""
+def cut_log(log: Path, size: int) -> None:
+    """Takes off a log what was written after so many bytes: steps that were lost will be logged again."""
+    if log.exists() and log.stat().st_size > size:
+        os.truncate(log, size)
+
+
+def draw_log(log: Path, plot: Path, curves: Mapping[str, str]) -> None:
+    """Draws columns of a log over time in minutes; does nothing where matplotlib is missing.
+
+    Args:
+        log: Lines of JSON with `seconds`.
+        plot: The picture.
+        curves: By column: what it is.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    figure = Figure(figsize=(8, 2.2 * len(names)), layout="constrained")
-    for index, name in enumerate(names, 1):
-        axes = figure.add_subplot(len(names), 1, index)
-        points = [(row["seconds"] / 60, smooth(row[name])) for row in rows if name in row]
+    figure = Figure(figsize=(8, 2 * len(curves)), layout="constrained")
+    parts = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, label) in zip(parts, curves.items(), strict=True):
+        points = [(row["seconds"] / 60, row[name]) for row in rows if name in row]
         axes.plot(*zip(*points, strict=True) if points else ([], []), linewidth=1)
-        axes.set_ylabel(name)
+        axes.set_title(label, fontsize=10, loc="left")
         axes.grid(alpha=0.3)
-    axes.set_xlabel("minutes")
+    parts[-1].set_xlabel("minutes of training")
     figure.savefig(plot, dpi=100)
