@@ -1,0 +1,33 @@
+"""The default run's checkpoints, through a server of their own: what a user hears on the first day."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CLI = [str(Path(sys.executable).parent / "triton-voice")]
+#: A little worse than what the committed checkpoints do; their cards have the figures.
+FLOORS = {
+    "--max-wer": "0.25",
+    "--max-offline-wer": "0",
+    "--max-wrong-silences": "0",
+    "--max-read-back-wer": "0.5",
+    "--max-runaways": "0",
+    "--min-accuracy": "0.95",
+}
+
+
+def test_the_trained_checkpoints_hear_speak_and_answer(tmp_path):
+    """The short form of `triton-voice eval`, with floors: a model that was made worse does not get through."""
+    figures = tmp_path / "eval.json"
+    floors = [part for floor in FLOORS.items() for part in floor]
+    done = subprocess.run(
+        [*CLI, "eval", "--limit", "20", "--latency", "160", "--offline", "--json", str(figures), *floors],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(json.loads(figures.read_text())) >= {"hearing", "speaking", "answering"}
