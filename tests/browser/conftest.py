@@ -34,7 +34,7 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium() -> str:
     """The system's browser; without one the tests are skipped."""
     pytest.importorskip("playwright", reason="Playwright is not installed: pip install playwright")
@@ -42,7 +42,7 @@ def chromium() -> str:
     return executable or pytest.skip(NO_CHROMIUM)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(chromium: str, tiny: checkpoints.Checkpoints) -> Iterator[TritonServer]:
     """A tritonserver with the three models."""
     settings = ServerSettings(grpc_port=0, http_port=0, metrics_port=0, device="cpu")
@@ -50,7 +50,7 @@ def server(chromium: str, tiny: checkpoints.Checkpoints) -> Iterator[TritonServe
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def own_bot(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bot]:
     """The bot for all tests. One person at a time, and a greeting long enough to be interrupted."""
     options = {
@@ -73,16 +73,16 @@ def bot(own_bot: Bot) -> Iterator[Bot]:
     own_bot.wait_until_free()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def playwright(chromium: str) -> Iterator[Any]:
-    """Playwright, running. Its loop ends with this folder, so that other tests can have theirs."""
+    """Playwright, running. Its loop ends with the file, so that other tests can have theirs."""
     from playwright import sync_api
 
     with sync_api.sync_playwright() as running:
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def launch(chromium: str, playwright: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
     """Starts Chromium with a microphone into which is spoken, or not: "question" or "silence"."""
     folder = tmp_path_factory.mktemp("microphone")
