@@ -88,16 +88,19 @@ class ScriptedLLM(TritonLLMService):
 
     Args:
         replies: Fields of a chat request that force a reply, in order. The last one is repeated.
+        after_tool: The same for the request that brings a tool's result; None takes the next reply.
     """
 
-    def __init__(self, *, replies: Sequence[dict[str, Any]], **kwargs: Any):
+    def __init__(self, *, replies: Sequence[dict[str, Any]], after_tool: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(**kwargs)
+        self._after_tool = after_tool
         self._replies = itertools.chain(replies, itertools.repeat(replies[-1]))
         self.requests = 0
 
     async def get_chat_completions(self, context: Any) -> Any:
         self.requests += 1
-        self._settings.extra = next(self._replies)
+        brings_result = self._after_tool is not None and context.messages[-1].get("role") == "tool"
+        self._settings.extra = self._after_tool if brings_result else next(self._replies)
         return await super().get_chat_completions(context)
 
 
@@ -180,6 +183,7 @@ async def conversing(
     *,
     hears: Sequence[str] = ("What is the time?",),
     replies: Sequence[dict[str, Any]],
+    after_tool: dict[str, Any] | None = None,
     turn: TurnTaking | None = None,
     memory: Memory | None = None,
     greet: bool = False,
@@ -191,7 +195,7 @@ async def conversing(
     memory = memory or Memory(chosen.voice, chosen.language)
     services = Services.of(chosen, turn, memory)
     services.stt = ScriptedSTT(url=url, hears=hears, eager_transcripts=turn.eager)
-    services.llm = llm = ScriptedLLM(url=url, replies=replies)
+    services.llm = llm = ScriptedLLM(url=url, replies=replies, after_tool=after_tool)
     room, events, latencies = LoopbackTransport(), Events(), []
 
     async def on_latency(latency: TurnLatency) -> None:

@@ -161,7 +161,7 @@ async def test_one_real_word_across_the_bot_interrupts(server, says):
 
 async def test_a_tool_is_called_and_its_result_spoken_of(server, says):
     async with conversing(
-        server.grpc, hears=["How is the weather in Paris?"], replies=[says(CALL), says(CALL), says("It is fine.")]
+        server.grpc, hears=["How is the weather in Paris?"], replies=[says(CALL)], after_tool=says("It is fine.")
     ) as guest:
         await guest.say()
         await guest.events.until_frame(BotStoppedSpeakingFrame)
