@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 CLI = [str(Path(sys.executable).parent / "triton-voice")]
-#: A little worse than what the committed checkpoints do; their cards have the figures. The voice is not intelligible yet.
+#: A little worse than what the committed checkpoints do (the voice is not intelligible yet); see their cards.
 FLOORS = {
     "--max-wer": "0.12",
     "--max-offline-wer": "0",

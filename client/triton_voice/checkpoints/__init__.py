@@ -23,7 +23,10 @@ from triton_voice.server.settings import Weights
 
 Size = Literal["tiny", "full"]
 PARTS = ("parakeet", "magpie", "llm")
-TRAINED_NOTE = "small trained checkpoints: they know one small household world and nothing else"
+TRAINED_NOTE = (
+    "small trained checkpoints: they know one small household world and nothing else, and their voice can not be "
+    "understood yet"
+)
 RANDOM_WEIGHTS_NOTE = "random weights: what it hears, thinks and says is nonsense"
 
 
