@@ -26,7 +26,7 @@ async def test_waiting_for_a_server_that_never_comes_ends(unused_tcp_port):
 
 
 async def test_generate_streams_and_says_why_it_ended(voice):
-    deltas = [delta async for delta in voice.generate("Hello", max_tokens=64, temperature=0.0, ignore_eos=True)]
+    deltas = [delta async for delta in voice.generate("Hello", max_tokens=400, temperature=0.0, ignore_eos=True)]
     assert len(deltas) > 1  # tokens that are ready at once come together
     assert "".join(delta.text for delta in deltas)
     assert [delta.finish_reason for delta in deltas[-1:]] == ["length"]
