@@ -34,7 +34,7 @@ POLL_S = 0.05
 READY_TIMEOUT_S = 5.0
 STUB_TIMEOUT_S = 180
 """The stub answers Triton only after its imports, and NeMo's and vLLM's take tens of seconds on a slow disk."""
-DRAIN_S = 8
+DRAIN_S = 15
 """What Triton waits, when it stops, for requests in flight (a live sequence counts as one, however silent it is) and
 for the models to unload."""
 PR_SET_PDEATHSIG = 1

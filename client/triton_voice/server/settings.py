@@ -83,7 +83,7 @@ class ServerSettings(BaseSettings):
     model_repository: Path | None = None
     log_file: Path | None = None
     load_timeout_s: float = 1800.0
-    stop_timeout_s: float = 15.0
+    stop_timeout_s: float = 30.0
     verbose: bool = False
 
     @field_validator("only", mode="before")
