@@ -16,7 +16,7 @@ from magpie_engine.events import Finished
 from magpie_engine.request import SpeechRequest
 from magpie_engine.settings import EngineSettings
 from triton_voice.checkpoints.magpie import SHAPES
-from triton_voice_training import cast, codec, lines
+from triton_voice_training import cast, codec, lines, world
 from triton_voice_training import magpie as training
 from triton_voice_training.codec_net import Quantizer
 from triton_voice_training.runs import Run
@@ -141,6 +141,46 @@ def test_an_interrupted_run_gives_what_an_uninterrupted_one_gives(trained, codes
     assert (tmp_path / training.MAGPIE_FILE).read_bytes() == (trained.run.folder / training.MAGPIE_FILE).read_bytes()
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
+
+
+def test_sentences_without_meaning_are_learned_beside_the_script(codes, tmp_path):
+    """In words of the script and in no order of its; their codes follow those of the codec's training."""
+    salad = cast.salad(TEXTS, 40, seed=3)
+    assert salad == cast.salad(TEXTS, 40, seed=3) != cast.salad(TEXTS, 40, seed=4)
+    assert len(set(salad)) == 40 and not any(map(world.is_held_out, salad))
+    assert cast.vocabulary(salad) == cast.vocabulary(TEXTS)
+    said = stage(salad[:4], [speaker for speaker, _ in cast.deal(salad[:4])])
+    model = begin(tmp_path / "without", codes).model._codec_model
+    quantizer = Quantizer(model, CPU)
+    levels = codec.encode_stage(model, quantizer, codec.on_device(said, CPU))
+    codec.save_codes(tmp_path / training.SALAD_FILE, said, levels, quantizer)
+
+    both = begin(tmp_path / "with", codes, more=tmp_path / training.SALAD_FILE).lines
+    assert len(both) == len(TEXTS) + 4
+    batch = both.take(torch.tensor([0, len(TEXTS) + 2]))
+    assert batch.frames.tolist()[1] == said.lengths[2] and batch.speakers[1] == said.speakers[2]
+    learned = batch.levels[1, : said.lengths[2]].flatten(1)
+    assert torch.equal(learned, levels[said.begins[2] : said.begins[3]].long())
+
+
+def test_what_is_forgotten_of_the_past_does_not_reach_the_losses(codes, tmp_path, monkeypatch):
+    """Text and speaker alone tell what comes next to a line that has forgotten all."""
+    one = begin(tmp_path, codes)
+    one.model.train(False)
+    batch = one.lines.take(torch.tensor([0, 3]))
+    monkeypatch.setattr(one, "_local", lambda hidden, levels, is_end: hidden.new_zeros(hidden.shape[:2].numel(), 8, 16))
+    other = replace(batch, levels=batch.levels.roll(1, 0))
+
+    def hidden_end(batch):
+        return float(one.losses(batch, fade=1.0)["end"])
+
+    with torch.no_grad():
+        assert hidden_end(batch) != hidden_end(other)
+        monkeypatch.setattr(one, "_disturb", lambda levels: levels)
+        monkeypatch.setattr(one, "_remembered", lambda lines, length: torch.zeros(lines, length, 1, 1))
+        monkeypatch.setattr(one.model, "training", True)
+        monkeypatch.setattr(training, "UNGUIDED", 0.0)
+        assert hidden_end(batch) == hidden_end(other)
 
 
 def test_another_training_begins_with_the_weights_of_an_earlier_one(trained, codes, tmp_path):

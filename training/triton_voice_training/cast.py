@@ -21,6 +21,8 @@ SAMPLES_PER_FRAME = 1024
 LEAD_FRAMES = 1
 #: Silence after the last sound: what tells the model that the end has come.
 TAIL_FRAMES = 4
+#: Fewest and most words of a sentence that means nothing, and part of the longer ones that have a comma.
+SALAD_WORDS, SALAD_PAUSES = (2, 9), 0.3
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,30 @@ def script(count: int, seed: int = 0) -> list[str]:
     return list(dict.fromkeys([*fixed, *replies, *requests, *pairs, *single]))
 
 
+def salad(texts: Sequence[str], count: int, seed: int = 0) -> list[str]:
+    """Shuffles the words of texts into sentences that mean nothing.
+
+    In sentences of a grammar the past tells what comes next, and a synthesiser that learns from them alone listens to
+    itself instead of to its text.
+
+    Args:
+        texts: For their words, each as likely as any other.
+        count: Sentences; none is held out.
+        seed: The same seed gives the same sentences.
+    """
+    rng = random.Random(f"salad {seed}")
+    words = sorted({word.strip(".,!?") for text in texts for word in text.split()})
+    made: dict[str, None] = {}
+    while len(made) < count:
+        drawn = rng.choices(words, k=rng.randint(*SALAD_WORDS))
+        pause = rng.randrange(len(drawn) - 1) if len(drawn) > 3 and rng.random() < SALAD_PAUSES else -1
+        body = " ".join(f"{word}," if place == pause else word for place, word in enumerate(drawn))
+        sentence = world.capital(body) + rng.choice("...?")
+        if not world.is_held_out(sentence):
+            made[sentence] = None
+    return list(made)
+
+
 def vocabulary(texts: Iterable[str]) -> set[str]:
     """Returns the words of texts, capitalised as a sentence of one word is."""
     return {world.capital(word.strip(".,!?")) for text in texts for word in text.split()}
@@ -129,6 +155,13 @@ def cast_script(texts: Sequence[str], seed: int = 0) -> list[tuple[int, str]]:
     fixed = {spoken(text) for text in world.FIXED}
     return [(index, text) for text in texts for index, role in enumerate(CAST)
             if text in fixed or rng.random() < role.share]  # fmt: skip
+
+
+def deal(texts: Sequence[str], seed: int = 0) -> list[tuple[int, str]]:
+    """Gives every text to one speaker, by their shares: (speaker, text)."""
+    rng = random.Random(f"deal {seed}")
+    speakers = rng.choices(range(len(CAST)), [role.share for role in CAST], k=len(texts))
+    return list(zip(speakers, texts, strict=True))
 
 
 def perform(lines: Sequence[tuple[int, str]], folder: Path, workers: int = 0) -> Stage:

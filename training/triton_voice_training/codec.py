@@ -108,7 +108,7 @@ class CodecTraining:
         self.run, self.stage, self.held_out = run, stage, held_out
         self._device, self._batch, self._together, self._graphs = device, batch, together, graphs
         self.codec = build(shape).to(device)
-        self._audio = self._on_device(stage)
+        self._audio = on_device(stage, device)
         self._random = torch.Generator(device).manual_seed(seed + 1)
         scale_latent(self.codec, self._crops(64 if device.type == "cuda" else 8)[0])
         self.quantizer = Quantizer(self.codec, device)
@@ -161,9 +161,6 @@ class CodecTraining:
         fused = self._device.type == "cuda"
         return torch.optim.AdamW(parameters, lr=1e-3, betas=(0.8, 0.99), weight_decay=1e-3, fused=fused)
 
-    def _on_device(self, stage: Stage) -> Tensor:
-        return torch.from_numpy(stage.audio).view(-1, SAMPLES_PER_FRAME).to(self._device)
-
     def train(self) -> None:
         """Trains until the budget is used, saving and sampling on the way."""
         saved = self.run.seconds
@@ -201,12 +198,8 @@ class CodecTraining:
         self._frozen_at = self.run.step
         # The decoder's average was that of another task.
         self._average = Average(dict(self.codec.audio_decoder.named_parameters()), AVERAGE_DECAY)
-        codes = self.quantizer.codes(self.levels.long().T[None])[0].T.to(torch.int16).cpu().numpy()
-        partial = self.run.folder / "codes.partial.npz"
-        np.savez_compressed(partial, codes=codes, begins=self.stage.begins, speakers=self.stage.speakers,
-                            texts=np.array(self.stage.texts))  # fmt: skip
-        self.export()
-        partial.replace(self.run.folder / CODES_FILE)
+        self.export()  # first: who waits for the codes may read the codec
+        save_codes(self.run.folder / CODES_FILE, self.stage, self.levels, self.quantizer)
 
     def _crops(self, count: int) -> tuple[Tensor, Tensor]:
         """Draws crops: audio (count, samples) and the frames' numbers (count, frames)."""
@@ -288,7 +281,7 @@ class CodecTraining:
         self._average.swap()
         searching = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = False  # every line is of its own length
-        audio = self._on_device(self.held_out)
+        audio = on_device(self.held_out, self._device)
         levels = encode_stage(self.codec, self.quantizer, audio)
         distances = []
         for index in range(len(self.held_out)):
@@ -310,6 +303,26 @@ class CodecTraining:
         self._average.swap()
         pack(self.codec, self.run.folder / CODEC_FILE)
         self._average.swap()
+
+
+def on_device(stage: Stage, device: torch.device) -> Tensor:
+    """Returns a stage's audio, (frames, 1024) int16."""
+    return torch.from_numpy(stage.audio).view(-1, SAMPLES_PER_FRAME).to(device)
+
+
+def save_codes(path: Path, stage: Stage, levels: Tensor, quantizer: Quantizer) -> None:
+    """Writes the codes of a stage beside its texts, speakers and lines' beginnings, all at once.
+
+    Args:
+        path: To write.
+        stage: What was encoded.
+        levels: Of its frames, (frames, 32).
+        quantizer: That made them.
+    """
+    codes = quantizer.codes(levels.long().T[None])[0].T.to(torch.int16).cpu().numpy()
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, codes=codes, begins=stage.begins, speakers=stage.speakers, texts=np.array(stage.texts))
+    partial.replace(path)
 
 
 def pack(model: Any, path: Path) -> None:

@@ -9,7 +9,8 @@ the end, and the alignment of speech and text with its beta-binomial prior.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,16 @@ from torch import Tensor, nn
 
 from triton_voice_training import cast
 from triton_voice_training.cast import Stage
-from triton_voice_training.codec import CODEC_FILE, CODES_FILE, HELD_OUT, encode_stage, held_out_stage, pack
+from triton_voice_training.codec import (
+    CODEC_FILE,
+    CODES_FILE,
+    HELD_OUT,
+    encode_stage,
+    held_out_stage,
+    on_device,
+    pack,
+    save_codes,
+)  # fmt: skip
 from triton_voice_training.codec_net import Quantizer
 from triton_voice_training.levels import LevelTables
 from triton_voice_training.lines import Batch, Lines, prior
@@ -44,6 +54,12 @@ UNGUIDED = 0.1
 #: What makes the model robust to its own mistakes: part of the lines whose past is disturbed, greatest part of their
 #: levels that are off by one, and part of their frames that are another line's.
 DISTURBED, OFF_BY_ONE, FOREIGN = 0.6, 0.3, 0.04
+#: What makes it listen to its text, not to its past alone: part of the lines that forget frames of their past, each
+#: line a part of them between none and all.
+FORGETFUL = 0.6
+#: Sentences without meaning that are learned beside the codec's script, for the same reason.
+SALAD = 12_000
+SALAD_FILE = "salad.npz"
 AVERAGE_DECAY = 0.999
 CLIP = 1.0
 LOG_STEPS = 100
@@ -51,6 +67,7 @@ LOG_STEPS = 100
 CURVES = {
     "codes": "codes, nats each, past disturbed",
     "held_out_codes": "codes, nats each, held-out sentences, past given",
+    "held_out_misread": "what another sentence's text costs them, nats each: how much is taken from the text",
     "alignment": "alignment, nats a token",
     "held_out_alignment": "alignment, held-out sentences",
 }
@@ -75,11 +92,12 @@ class MagpieTraining:
         dropout: Of the transformers.
         seed: Of weights and batches.
         start: Weights of an earlier training, `WEIGHTS_FILE`; a state in the run's folder goes before them.
+        more: Codes of further lines, in the form of the codec's `CODES_FILE`.
     """
 
     def __init__(
         self, shape: Shape, codec: Path, held_out: Stage, lexicon: Mapping[str, str], run: Run, device: torch.device,
-        batch: int, dropout: float, seed: int, start: Path | None = None,
+        batch: int, dropout: float, seed: int, start: Path | None = None, more: Path | None = None,
     ) -> None:  # fmt: skip
         from triton_voice.checkpoints.magpie import build_magpie
 
@@ -101,11 +119,10 @@ class MagpieTraining:
         self.tables = LevelTables(quantizer.groups, quantizer.sizes, shape.width, shape.local_width).to(device)
         self.end = nn.Linear(shape.width, 1).to(device)
 
-        stored = np.load(codec / CODES_FILE)
-        levels = quantizer.levels(torch.from_numpy(stored["codes"].astype(np.int64)).to(device).T[None])
+        texts, speakers, codes, begins = read_codes([codec / CODES_FILE, *([more] if more else [])])
+        levels = quantizer.levels(torch.from_numpy(codes).to(device).T[None])
         levels = levels[0].T.unflatten(1, (quantizer.groups, -1)).to(torch.int8)
-        self.lines = Lines(self.model, stored["texts"].tolist(), stored["speakers"], levels, stored["begins"],
-                           device, seed)  # fmt: skip
+        self.lines = Lines(self.model, texts, speakers, levels, begins, device, seed)
         audio = torch.from_numpy(held_out.audio).view(-1, cast.SAMPLES_PER_FRAME).to(device)
         levels = encode_stage(self.model._codec_model, quantizer, audio).unflatten(1, (quantizer.groups, -1))
         self._unseen = Lines(self.model, held_out.texts, held_out.speakers, levels, held_out.begins, device, seed)
@@ -170,6 +187,11 @@ class MagpieTraining:
         self._train_mode(False)
         batch = self._unseen.take(torch.arange(len(self._unseen)))
         values = self.losses(batch, fade=1.0)
+        by_length = torch.argsort(batch.text_lengths, stable=True)
+        other = torch.empty_like(by_length)
+        other[by_length] = by_length.roll(1)
+        texts = {"text": batch.text[other.to(self._device)], "text_lengths": batch.text_lengths[other]}
+        values["misread"] = self.losses(replace(batch, **texts), fade=1.0)["codes"] - values["codes"]
         self.run.log(**{f"held_out_{name}": float(value) for name, value in values.items()})
         self._train_mode(True)
         self._average.swap()
@@ -228,6 +250,8 @@ class MagpieTraining:
         text = model.encoder(model.text_embedding(batch.text), text_mask, cond=None, cond_mask=None)["output"] * guided
         context = model.baked_context_embedding(batch.speakers).view(lines, *self._context) * guided
         past = tables.embed(self._disturb(batch.levels) if model.training else batch.levels)
+        if model.training:
+            past = past * self._remembered(lines, length)
         past = torch.cat([tables.begin.expand(lines, 1, -1, -1), past], dim=1).flatten(2) / groups
         x = torch.cat([context, past], dim=1)
         priors: list[Tensor | None] = [None] * len(model.decoder.layers)
@@ -282,6 +306,12 @@ class MagpieTraining:
             moved = torch.where(other, levels.roll(1, 0), moved)
         return moved
 
+    def _remembered(self, lines: int, length: int) -> Tensor:
+        """Returns 1 for the frames of the past that are known and 0 for those forgotten, (lines, length, 1, 1)."""
+        part, chosen = torch.rand(2, lines, 1, 1, 1, generator=self._noise, device=self._device)
+        part = part * (chosen < FORGETFUL)
+        return (torch.rand(lines, length, 1, 1, generator=self._noise, device=self._device) >= part).float()
+
     def _alignment(self, out: Any, batch: Batch, guided: Tensor) -> Tensor:
         """NeMo's `ForwardSumLoss`: the likelihood that attention passes through the text in order."""
         scores = torch.cat(
@@ -310,6 +340,45 @@ class _Parameters:
             own.copy_(stored[name])
 
 
+def read_codes(files: Sequence[Path]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    """Reads lines that the codec has encoded.
+
+    Args:
+        files: In the form of the codec's `CODES_FILE`.
+
+    Returns:
+        Texts; speakers, int64; codes, (all frames, codebooks), int64; first frame of each line, and the end, int64.
+    """
+    parts = [np.load(file) for file in files]
+    lengths = np.concatenate([np.diff(part["begins"]) for part in parts])
+    return (
+        [text for part in parts for text in part["texts"].tolist()],
+        np.concatenate([part["speakers"] for part in parts]),
+        np.concatenate([part["codes"] for part in parts]).astype(np.int64),
+        np.concatenate([[0], np.cumsum(lengths)]),
+    )
+
+
+def encode_salad(codec: Path, out: Path, count: int, workers: int, seed: int) -> None:
+    """Speaks sentences without meaning, each in one voice, and writes their codes to `out` / `SALAD_FILE`.
+
+    Args:
+        codec: Folder of the codec's training, its encoder frozen.
+        out: Folder for speech and codes.
+        count: Sentences.
+        workers: Processes that speak; 0 for one on each core.
+        seed: Of the sentences.
+    """
+    from nemo.collections.tts.models import AudioCodecModel
+
+    known = list(dict.fromkeys(np.load(codec / CODES_FILE)["texts"].tolist()))
+    stage = cast.perform(cast.deal(cast.salad(known, count, seed), seed), out / "speech", workers)
+    device = pick_device("auto", equal_shapes=True)
+    net = AudioCodecModel.restore_from(str(codec / CODEC_FILE), map_location=device).eval()
+    quantizer = Quantizer(net, device)
+    save_codes(out / SALAD_FILE, stage, encode_stage(net, quantizer, on_device(stage, device)), quantizer)
+
+
 def _without_dropout(module: nn.Module) -> None:
     if isinstance(module, nn.Dropout):
         module.p = 0.0
@@ -326,6 +395,7 @@ def main(
     workers: Annotated[int, typer.Option(help="Processes that speak; 0 for one on each core.")] = 0,
     seed: int = 0,
     start: Annotated[Path | None, typer.Option(help="weights.pt of an earlier training to begin with.")] = None,
+    salad: Annotated[int, typer.Option(help="Sentences without meaning to learn beside the script.")] = SALAD,
 ) -> None:
     """Train Magpie-tiny on frozen codes, or go on where it was interrupted."""
     from triton_voice.checkpoints.magpie import SHAPES
@@ -336,9 +406,11 @@ def main(
         run = Run(out, "magpie", steps, minutes)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    if salad and not (out / SALAD_FILE).exists():
+        encode_salad(codec, out, salad, workers, seed)
     training = MagpieTraining(
         SHAPES["trained"], codec, held_out_stage(codec / "held_out", HELD_OUT, workers), cast.lexicon(), run,
-        pick_device(device, equal_shapes=False), batch, dropout, seed, start,
+        pick_device(device, equal_shapes=False), batch, dropout, seed, start, out / SALAD_FILE if salad else None,
     )  # fmt: skip
     run.restart_clock()
     training.train()
