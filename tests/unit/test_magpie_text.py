@@ -33,6 +33,8 @@ from magpie_engine.text import Sentence, _assign_words
         ("1 kg, 20°C", "one kilogram, twenty degrees Celsius"),
         ("5-10 days", "five to ten days"),
         ("call 555-867-5309", "call five five five, eight six seven, five three zero nine"),
+        ("No. 5 is at platform No. 12.", "number five is at platform number twelve."),
+        ("No. Thank you.", "No. Thank you."),
         ("Dr. Smith & Mr. Jones, e.g. today", "Doctor Smith and Mister Jones, for example today"),
         ("code 007", "code zero zero seven"),
         ("12345678901234567890", "one two three four five six seven eight nine zero " * 2),

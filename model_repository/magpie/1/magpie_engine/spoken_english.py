@@ -46,7 +46,7 @@ CURRENCIES = {
 }  # fmt: skip
 ABBREVIATIONS = {
     "Mr.": "Mister", "Mrs.": "Misses", "Ms.": "Miss", "Dr.": "Doctor", "Prof.": "Professor", "vs.": "versus",
-    "etc.": "et cetera", "e.g.": "for example", "i.e.": "that is", "approx.": "approximately", "No.": "number",
+    "etc.": "et cetera", "e.g.": "for example", "i.e.": "that is", "approx.": "approximately",
 }  # fmt: skip
 SYMBOLS = {"&": "and", "@": "at", "+": "plus", "=": "equals", "#": "number", "<": "less than", ">": "greater than"}
 SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "m": "million", "B": "billion", "bn": "billion"}
@@ -163,6 +163,7 @@ _RULES: tuple[_Rule, ...] = (
         re.compile(r"(?<![\w.])(" + "|".join(re.escape(name) for name in ABBREVIATIONS) + r")(?=\s|$|,)"),
         lambda match: ABBREVIATIONS[match[1]],
     ),
+    (re.compile(r"(?<![\w.])No\.(?=\s*\d)"), lambda match: "number"),  # without a numeral it is the answer
     (re.compile(r"\b(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)\b"), _numeric_date),
     (re.compile(r"\b(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>\d{4})\b"), _numeric_date),
     (
