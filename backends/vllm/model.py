@@ -11,23 +11,28 @@ import json
 import os
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
+from incidents import Incidents, conversation_of
 from vllm_chat import contract, settings
 from vllm_chat.control_mode import unloads_on_request
 from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, Unavailable
+from vllm_chat.farewell import Farewell
 
 # Names, not values: while Triton completes the configuration, its module has no TritonError yet.
 _CODES = {InvalidRequest: "INVALID_ARG", Unavailable: "UNAVAILABLE", Cancelled: "CANCELLED", EngineFailed: "INTERNAL"}
+_INCIDENTS = {InvalidRequest: "invalid", Unavailable: "refused"}
 
 
 class TritonReply:
     """The way back to one client, see `vllm_chat.courier.Reply`."""
 
-    def __init__(self, sender):
+    def __init__(self, sender, note):
         self._sender = sender
+        self._note = note
 
     def send(self, outputs, final):
         """Send one response, with the final flag on the last."""
@@ -36,6 +41,7 @@ class TritonReply:
 
     def fail(self, error):
         """Send an error; it is always the last response."""
+        self._note(error)
         name = _CODES.get(type(error), "INTERNAL")
         # An error on a gRPC stream has no status code, so the sentence begins with its name.
         text = f"{name.replace('INVALID_ARG', 'INVALID_ARGUMENT')}: {error}"
@@ -71,8 +77,10 @@ class TritonPythonModel:
 
             labels = {"model": args["model_name"], "version": args["model_version"]}
             self._name, self._unload_dead = args["model_name"], wanted.unload_dead
+            self._incidents = Incidents(self._name, pb_utils.Logger.log_warn)
             self._metrics = Metrics(labels, self._engine_died)
             self._engine = self._start(wanted, args["model_name"], self._metrics)
+            self._farewell = Farewell(self._server_stops)
             # What is loaded now stays: searching a million objects of torch and vLLM for garbage would hold up answers.
             gc.collect()
             gc.freeze()
@@ -108,6 +116,13 @@ class TritonPythonModel:
             with_statistics=wanted.report_metrics,
         )
 
+    def _note(self, conversation, error):
+        """Tell the log of a request that ended badly; a client that left is no incident."""
+        if not isinstance(error, Cancelled):
+            # What vLLM says of a bad request may repeat the conversation; its client was told.
+            said = "" if isinstance(error, InvalidRequest) else str(error)
+            self._incidents.note(_INCIDENTS.get(type(error), "failed"), conversation, said)
+
     def _engine_died(self):
         """Have Triton unload the model, so that it is no longer ready; requests are refused until that is done."""
         if not self._unload_dead:
@@ -120,13 +135,19 @@ class TritonPythonModel:
                 "--model-control-mode=explicit; restart the server"
             )
 
+    def _server_stops(self):
+        """End running requests, because Triton calls `finalize` only after the last of them."""
+        pb_utils.Logger.log_info(f"[{self._name}] the server is stopping")
+        self._engine.stop_requests()
+
     def execute(self, requests):
         """Hand each request to the engine and return at once; answers come from the courier's thread."""
         for request in requests:
-            reply = TritonReply(request.get_response_sender())
+            parameters = json.loads(request.parameters() or "{}")
+            reply = TritonReply(request.get_response_sender(), partial(self._note, conversation_of(parameters)))
             try:
                 inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                self._engine.submit(contract.parse(inputs, json.loads(request.parameters() or "{}")), reply)
+                self._engine.submit(contract.parse(inputs, parameters), reply)
             except BackendError as error:
                 self._engine.reject(error, reply)
             except Exception as error:
@@ -135,6 +156,9 @@ class TritonPythonModel:
 
     def finalize(self):
         """End running requests, the engine's process and the threads."""
+        if hasattr(self, "_farewell"):
+            self._farewell.close()
+            del self._farewell
         if hasattr(self, "_engine"):
             pb_utils.Logger.log_info(f"[{self._name}] stopping the engine")
             self._engine.shutdown()

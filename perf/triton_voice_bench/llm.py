@@ -1,53 +1,55 @@
-"""`triton-voice bench llm`: chat through Triton's gRPC, beside vLLM's bare engine in the same run."""
+"""`triton-voice bench llm`: chat through Triton's gRPC, beside vLLM's bare engine in the same run.
+
+Both sides run all the time and are asked in turns, the first of a round being the second of the next, so that whatever
+else the machine does hits both. What is compared is compared within a round, and the median over the rounds is shown.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import gc
-import importlib
-import itertools
-import json
 import os
 import statistics
-import sys
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from triton_voice import TritonVoice
-from triton_voice.errors import ServerGone
-from triton_voice.paths import project_root
-from triton_voice.types import ReasoningDelta, ReplyDelta, Usage
+import psutil
+
+from triton_voice_bench.llm_sides import PARTS, QUESTION, Part, Round, Side, Target
 from triton_voice_bench.report import Report, Row, percentiles
 
-MODEL = "nemotron"
-QUESTION = "What will the weather be like tomorrow morning, and should I take the early train? This is question {}."
+GOAL_ADDED_MS, GOAL_SHARE = 3.0, 0.95
+"""What chat through Triton may add to the first token, and what it must keep of bare vLLM's tokens/s."""
+BUSY_PERCENT = 10.0
+"""Processor time of other programs, in percent of the machine, beyond which nothing can be said."""
+REFERENCE = "reference_"
 READING = {
     "first_token_ms": "from sending the request to its first piece of text; template, tokeniser, gRPC and all",
-    "token_gap_ms": "from one piece of text to the next",
-    "tokens_per_s": "tokens of all streams / duration, over all rounds",
-    "reference_": "vLLM's AsyncLLM in the bench's own process, given token ids; its rounds alternate with the server's",
-    "added_first_token_ms": "median of first_token_ms less the reference's",
-    "share_of_reference_tokens_per_s": "tokens_per_s / reference_tokens_per_s",
+    "token_gap_ms": "from one piece of text to the next; a piece is one token, or several that came together",
+    "tokens_per_s": "tokens of all streams / duration, median of the rounds",
+    "reference_": "vLLM's AsyncLLM in a process of its own; from the messages on too, with template and tokeniser",
+    "added_first_token_ms": "a round's median of first_token_ms less the reference's, median of the rounds",
+    "share_of_reference_tokens_per_s": "a round's tokens_per_s / the reference's, median of the rounds",
+    "cpu_us_per_token": "processor time of each process: client, tritonserver, its stub with AsyncLLM, vLLM's engine",
+    "others_percent": "processor time of all other programs (and of other machines on this host) in % of this machine",
+    "goal": f"at most {GOAL_ADDED_MS:g} ms added and a share of {GOAL_SHARE:g}; says 'too busy' if others took more "
+    f"than {BUSY_PERCENT:g} % of the machine",
 }
 COLUMNS = (
     ("streams", "streams"),
     ("first token ms\np50 90 95 99", "first_token_ms"),
     ("bare vLLM ms\np50 90 95 99", "reference_first_token_ms"),
     ("added\nms", "added_first_token_ms"),
-    ("token gap ms\np50 90 95 99", "token_gap_ms"),
+    ("gap ms\np50", "token_gap_ms.p50"),
     ("tokens/s", "tokens_per_s"),
     ("bare vLLM\ntokens/s", "reference_tokens_per_s"),
     ("share", "share_of_reference_tokens_per_s"),
+    ("CPU us/token: client\nserver stub engine", "cpu_us_per_token"),
+    ("bare: client\nengine", "reference_cpu_us_per_token"),
+    ("other\nCPU %", "others_percent"),
+    ("goal", "goal"),
     ("errors", "errors"),
 )
-
-#: Asks question number n and tells when each piece came and how many tokens there were.
-Ask = Callable[[int, "Tally"], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -69,25 +71,26 @@ class LlmBench:
 
 @dataclass
 class Tally:
-    """What one side of a row did."""
+    """What one side of a row did.
 
-    first_token_ms: list[float] = field(default_factory=list)
-    token_gap_ms: list[float] = field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
-    errors: list[str] = field(default_factory=list)
+    Attributes:
+        rounds: Its rounds in order.
+        cpu_s: Processor time by part.
+    """
 
-    def arrived(self, times: Sequence[float], began: float, tokens: int) -> None:
-        """Adds one reply: when its pieces came, when it was asked for, and its length."""
-        if times:
-            self.first_token_ms.append(1000 * (times[0] - began))
-            self.token_gap_ms.extend(1000 * (b - a) for a, b in itertools.pairwise(times))
-        self.tokens += tokens
+    rounds: list[Round] = field(default_factory=list)
+    cpu_s: dict[Part, float] = field(default_factory=dict)
 
-    @property
-    def tokens_per_s(self) -> float | None:
-        """Tokens of all streams by duration."""
-        return round(self.tokens / self.seconds, 1) if self.tokens else None
+    def whole(self) -> Round:
+        """Returns all rounds as one."""
+        total = Round()
+        for done in self.rounds:
+            total.first_token_ms += done.first_token_ms
+            total.token_gap_ms += done.token_gap_ms
+            total.tokens += done.tokens
+            total.seconds += done.seconds
+            total.errors += done.errors
+        return total
 
 
 def run(
@@ -109,115 +112,102 @@ def run(
     """
     settings = {"rounds": bench.rounds, "tokens": bench.tokens, "question": QUESTION, "reading": READING}
     report = Report("llm", weights, settings)
-    asyncio.run(_run(bench, url, report, on_progress))
-    gc.collect()  # the reference's engine, now: vLLM's destructor does not survive the interpreter's end
+    with contextlib.ExitStack() as stack:
+        sides = {"": stack.enter_context(Side(Target(bench.tokens, url=url)))}
+        if bench.checkpoint is not None:
+            on_progress("bare vLLM loads")
+            sides[REFERENCE] = stack.enter_context(Side(Target(bench.tokens, checkpoint=bench.checkpoint)))
+        number = 0
+        for streams in bench.streams:
+            tallies = {name: Tally() for name in sides}
+            others = _Others([side.parts() for side in sides.values()])
+            for turn in range(bench.rounds + 1):
+                on_progress(f"{streams} streams, " + (f"round {turn} of {bench.rounds}" if turn else "warm-up"))
+                if turn == 1:
+                    others.reset()
+                # The same questions for both, new ones each round: an engine remembers prompts that it has read.
+                numbers = range(number, number + streams)
+                number += streams
+                for name in list(sides)[:: -1 if turn % 2 else 1]:
+                    _one_round(sides[name], numbers, tallies[name] if turn else Tally())
+            report.rows.append(_row(streams, tallies, others.percent()))
     return report
 
 
-async def _run(bench: LlmBench, url: str, report: Report, on_progress: Callable[[str], None]) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        voice = await stack.enter_async_context(TritonVoice(url))
-        if not (await voice.ready((MODEL,))).all_ready:
-            raise ServerGone(f"no server at {url}, or its model {MODEL} is not ready")
-        sides: dict[str, Ask] = {"": lambda number, tally: _ask_server(voice, bench.tokens, number, tally)}
-        if bench.checkpoint is not None:
-            on_progress("bare vLLM loads")
-            sides["reference_"] = await stack.enter_async_context(_reference(bench.checkpoint, bench.tokens))
-        number = 0
-        for ask in sides.values():  # both warm
-            await ask(number, Tally())
-        for streams in bench.streams:
-            tallies = {side: Tally() for side in sides}
-            for turn in range(bench.rounds):
-                on_progress(f"{streams} streams, round {turn + 1} of {bench.rounds}")
-                for side, ask in sides.items():
-                    number += streams
-                    await _round(ask, range(number, number + streams), tallies[side])
-            report.rows.append(_row(streams, tallies))
+def _one_round(side: Side, numbers: Sequence[int], tally: Tally) -> None:
+    parts = side.parts()
+    before = {part: _cpu_s(process) for part, process in parts.items()}
+    tally.rounds.append(side.round(numbers))
+    for part, process in parts.items():
+        tally.cpu_s[part] = tally.cpu_s.get(part, 0.0) + _cpu_s(process) - before[part]
 
 
-async def _round(ask: Ask, numbers: Sequence[int], tally: Tally) -> None:
-    began = time.perf_counter()
-    for result in await asyncio.gather(*(ask(number, tally) for number in numbers), return_exceptions=True):
-        if isinstance(result, Exception):
-            tally.errors.append(f"{type(result).__name__}: {result}")
-        elif isinstance(result, BaseException):
-            raise result
-    tally.seconds += time.perf_counter() - began
-
-
-def _row(streams: int, tallies: dict[str, Tally]) -> Row:
+def _row(streams: int, tallies: Mapping[str, Tally], others_percent: float | None = None) -> Row:
     row: Row = {"streams": streams}
     for side, tally in tallies.items():
-        row[f"{side}first_token_ms"] = percentiles(tally.first_token_ms)
-        row[f"{side}token_gap_ms"] = percentiles(tally.token_gap_ms)
-        row[f"{side}tokens_per_s"] = tally.tokens_per_s
-    ours, reference = tallies[""], tallies.get("reference_")
-    if reference is not None and ours.first_token_ms and reference.first_token_ms:
-        medians = [statistics.median(tally.first_token_ms) for tally in (ours, reference)]
-        row["added_first_token_ms"] = round(medians[0] - medians[1], 3)
-        row["share_of_reference_tokens_per_s"] = round((ours.tokens_per_s or 0) / (reference.tokens_per_s or 1), 4)
-    row["errors"] = len(ours.errors)
-    row["error_messages"] = sorted(set(ours.errors))
+        whole = tally.whole()
+        row[f"{side}first_token_ms"] = percentiles(whole.first_token_ms)
+        row[f"{side}token_gap_ms"] = percentiles(whole.token_gap_ms)
+        row[f"{side}tokens_per_s"] = _median([done.tokens_per_s for done in tally.rounds])
+        shown = [part for part in PARTS if side != REFERENCE or part in ("client", "engine")]
+        row[f"{side}cpu_us_per_token"] = {
+            part: round(1e6 * tally.cpu_s[part] / whole.tokens) if part in tally.cpu_s and whole.tokens else None
+            for part in shown
+        }
+    ours, reference = tallies[""], tallies.get(REFERENCE)
+    if reference is not None:
+        pairs = list(zip(ours.rounds, reference.rounds, strict=True))
+        added = _median([_less(_median(a.first_token_ms), _median(b.first_token_ms)) for a, b in pairs])
+        share = _median([a.tokens_per_s / b.tokens_per_s for a, b in pairs if a.tokens_per_s and b.tokens_per_s])
+        if added is not None and share is not None:
+            row["added_first_token_ms"] = round(added, 3)
+            row["share_of_reference_tokens_per_s"] = round(share, 4)
+            row["goal"] = "met" if added <= GOAL_ADDED_MS and share >= GOAL_SHARE else "missed"
+            if others_percent is not None and others_percent > BUSY_PERCENT:
+                row["goal"] = "too busy"
+    row["others_percent"] = others_percent
+    errors = ours.whole().errors
+    row["errors"] = len(errors)
+    row["error_messages"] = sorted(set(errors))
     return row
 
 
-async def _ask_server(voice: TritonVoice, tokens: int, number: int, tally: Tally) -> None:
-    times, count = [], 0
-    began = time.perf_counter()
-    async for delta in voice.chat(QUESTION.format(number), max_tokens=tokens, temperature=0, ignore_eos=True):
-        if isinstance(delta, ReplyDelta | ReasoningDelta):
-            times.append(time.perf_counter())
-        elif isinstance(delta, Usage):
-            count = delta.completion_tokens
-    tally.arrived(times, began, count)
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
-@contextlib.asynccontextmanager
-async def _reference(checkpoint: str, tokens: int) -> AsyncIterator[Ask]:
-    """Loads vLLM's AsyncLLM with the arguments that the server's model has, asked the same questions."""
-    backend, model = project_root() / "backends" / "vllm", project_root() / "model_repository" / MODEL
-    if str(backend) not in sys.path:
-        sys.path.append(str(backend))
-    args = _engine_args(checkpoint, model)
-    # Imported by name: vLLM reads its environment when it is imported, so only after it has been prepared.
-    engine_args = importlib.import_module("vllm.engine.arg_utils").AsyncEngineArgs(**args)
-    llm = importlib.import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(engine_args)
-    sampling = importlib.import_module("vllm.sampling_params")
-    tokenizer = llm.get_tokenizer()
+def _less(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
-    async def ask(number: int, tally: Tally) -> None:
-        messages = [{"role": "user", "content": QUESTION.format(number)}]
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        prompt = {"prompt_token_ids": tokenizer(text, add_special_tokens=False).input_ids}
-        params = sampling.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-        params.output_kind = sampling.RequestOutputKind.DELTA
-        times, count = [], 0
-        began = time.perf_counter()
-        async for output in llm.generate(prompt, params, uuid.uuid4().hex):
-            if output.outputs[0].text:
-                times.append(time.perf_counter())
-            count += len(output.outputs[0].token_ids)
-        tally.arrived(times, began, count)
 
+class _Others:
+    """Processor time that this machine spends on anything but the benchmark."""
+
+    def __init__(self, parts: Sequence[Mapping[Part, psutil.Process]]):
+        processes = [process for side in parts for process in side.values()]
+        self._ours = {process.pid: process for process in (psutil.Process(), *processes)}
+        self.reset()
+
+    def reset(self) -> None:
+        """Counts from now on."""
+        self._start = self._seconds()
+        self._wall = time.monotonic()
+
+    def percent(self) -> float:
+        """Returns it in percent of all processors since the last `reset`."""
+        wall = (time.monotonic() - self._wall) * (os.cpu_count() or 1)
+        return round(max(0.0, 100 * (self._seconds() - self._start) / wall), 1)
+
+    def _seconds(self) -> float:
+        times = psutil.cpu_times()
+        busy = sum(times) - times.idle - times.iowait - times.guest - times.guest_nice  # user holds the guests' time
+        return busy - sum(_cpu_s(process) for process in self._ours.values())
+
+
+def _cpu_s(process: psutil.Process) -> float:
     try:
-        yield ask
-    finally:
-        llm.shutdown()
-
-
-def _engine_args(checkpoint: str, model: Path) -> dict[str, Any]:
-    """The engine arguments that the backend would use for a checkpoint on this machine."""
-    settings: Any = importlib.import_module("vllm_chat.settings")
-    torch: Any = importlib.import_module("torch")
-    environment = {**os.environ, "NEMOTRON_MODEL": checkpoint}
-    parameters = {"NEMOTRON_CHAT_TEMPLATE_KWARGS": json.dumps({"enable_thinking": False})}
-    wanted = settings.load(model / "1", MODEL, parameters, environment)
-    on_cpu = not torch.cuda.is_available()
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings would tear the table apart
-    for name, value in settings.environment_defaults(wanted, on_cpu=on_cpu).items():
-        os.environ.setdefault(name, value)
-    args: dict[str, Any] = settings.resolve(wanted, on_cpu=on_cpu, environment=os.environ)
-    return args
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system

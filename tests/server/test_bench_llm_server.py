@@ -14,7 +14,7 @@ def test_the_server_is_measured_beside_bare_vllm(server, tiny, tmp_path):
     command += ["--server", server.grpc, "--checkpoint", str(tiny.llm), "--json", str(result)]
     command += ["--streams", "1,2", "--rounds", "2", "--tokens", "8", "--label", "tiny"]
     path = os.pathsep.join([str(project_root() / "perf"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env={**os.environ, "PYTHONPATH": path})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
     report = json.loads(result.read_text())
     assert (report["bench"], report["weights"]) == ("llm", "tiny")
@@ -25,3 +25,7 @@ def test_the_server_is_measured_beside_bare_vllm(server, tiny, tmp_path):
             assert set(row[name]) == {"p50", "p90", "p95", "p99"}
         assert row["tokens_per_s"] > 0
         assert row["reference_tokens_per_s"] > 0
+        assert set(row["cpu_us_per_token"]) == {"client", "server", "backend", "engine"}
+        assert set(row["reference_cpu_us_per_token"]) == {"client", "engine"}
+        assert None not in row["cpu_us_per_token"].values()  # every process was found
+        assert row["goal"] in ("met", "missed", "too busy")

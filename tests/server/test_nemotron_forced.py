@@ -130,8 +130,7 @@ def says(tiny):
 )
 async def test_thoughts_and_reply_are_told_apart(client, says, said, kwargs, reasoning, content):
     """Thinking on, off by the request, off by the server's default: content goes to content."""
-    # Not as fast as it can: vLLM 0.32 does not count thoughts that arrive in one piece with their end.
-    chunks = await chat(client, **says(said, step_ms=5), **kwargs)
+    chunks = await chat(client, **says(said), **kwargs)
     assert joined(chunks, "reasoning_content") == reasoning
     assert joined(chunks) == content
     assert finish(chunks) == "stop"

@@ -11,7 +11,7 @@ from llm_client import ENDLESS, MODEL, OwnServer, chat, generate, joined, until_
 from triton_voice import ServerFault
 from triton_voice.errors import TritonVoiceError
 from triton_voice.paths import project_root
-from triton_voice.server import ServerSettings, TritonServer, process
+from triton_voice.server import ServerSettings, TritonServer, launch, process
 from triton_voice.server.settings import Weights
 
 PROFILE = "laptop"
@@ -19,11 +19,15 @@ QUEUED = 16
 """`max_num_queued_reqs` of that profile."""
 
 
-class PlainServer(TritonServer):
-    """Loads its models by itself while it starts, and none later."""
+class PlainLaunch(launch.Launch):
+    """Says nothing of model control, so that tritonserver loads all models while it starts, and none later."""
 
-    def _command(self, run_dir):
-        return [word for word in super()._command(run_dir) if not word.startswith("--model-control-mode")]
+    def command(self):
+        return [word for word in super().command() if not word.startswith("--model-control-mode")]
+
+
+class PlainServer(TritonServer):
+    """Has nothing to load itself."""
 
     def __enter__(self):
         self.start()
@@ -39,6 +43,7 @@ def server(tiny, tmp_path_factory):
     )
     environment = {"NEMOTRON_PROFILE": PROFILE}
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(launch, "Launch", PlainLaunch)
         patched.setattr(process, "ENDPOINT_TIMEOUT_S", 240.0)  # Triton answers only when the models are loaded
         with PlainServer(settings, Weights(llm=str(tiny.llm)), environment) as running:
             yield OwnServer(running)

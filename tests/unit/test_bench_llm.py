@@ -3,39 +3,55 @@
 import pytest
 
 from triton_voice_bench import llm, plot
+from triton_voice_bench.llm_sides import Round
 from triton_voice_bench.report import Report
 
 
-def tally(first_s, gaps, tokens, seconds, errors=()):
-    made = llm.Tally(errors=list(errors))
-    for first in first_s:
-        times = [10.0 + first + gap * index for index, gap in enumerate([gaps] * tokens)]
+def one_round(firsts_s, gap_s, tokens, seconds, errors=()):
+    made = Round(seconds=seconds, errors=list(errors))
+    for first in firsts_s:
+        times = [10.0 + first + gap_s * index for index in range(tokens)]
         made.arrived(times, 10.0, tokens)
-    made.seconds = seconds
     return made
 
 
-def test_a_row_compares_the_server_with_the_bare_engine():
-    ours = tally([0.012, 0.014, 0.016], 0.002, 100, 2.0, ["ServerFull: busy", "ServerFull: busy"])
-    bare = tally([0.010, 0.011, 0.012], 0.001, 100, 1.5)
-    row = llm._row(3, {"": ours, "reference_": bare})
-    assert row["streams"] == 3
-    assert row["first_token_ms"]["p50"] == pytest.approx(14)
-    assert row["reference_first_token_ms"]["p50"] == pytest.approx(11)
-    assert row["added_first_token_ms"] == pytest.approx(3)
+def test_a_row_compares_the_server_with_the_bare_engine_round_by_round():
+    """The second round met a busy machine, on both sides; a median over all requests would say 5 ms added."""
+    ours = llm.Tally([one_round([0.012, 0.014], 0.002, 100, 2.0), one_round([0.112, 0.114], 0.002, 100, 8.0)])
+    bare = llm.Tally([one_round([0.010, 0.012], 0.001, 100, 1.5), one_round([0.110, 0.112], 0.001, 100, 6.0)])
+    ours.rounds.append(one_round([0.013, 0.015], 0.002, 100, 2.0, ["ServerFull: busy", "ServerFull: busy"]))
+    bare.rounds.append(one_round([0.010, 0.014], 0.001, 100, 1.5))
+    ours.cpu_s, bare.cpu_s = {"client": 0.06, "server": 0.12, "backend": 0.3, "engine": 0.6}, {"client": 0.03}
+    row = llm._row(2, {"": ours, "reference_": bare}, others_percent=3.0)
+    assert row["streams"] == 2
+    assert row["added_first_token_ms"] == pytest.approx(2)
+    assert (row["tokens_per_s"], row["reference_tokens_per_s"]) == (100.0, 133.3)
+    assert row["share_of_reference_tokens_per_s"] == pytest.approx(0.75, abs=1e-3)
     assert row["token_gap_ms"]["p95"] == pytest.approx(2)
-    assert (row["tokens_per_s"], row["reference_tokens_per_s"]) == (150.0, 200.0)
-    assert row["share_of_reference_tokens_per_s"] == 0.75
+    assert row["cpu_us_per_token"] == {"client": 100, "server": 200, "backend": 500, "engine": 1000}
+    assert row["reference_cpu_us_per_token"] == {"client": 50, "engine": None}
+    assert row["goal"] == "missed"
     assert (row["errors"], row["error_messages"]) == (2, ["ServerFull: busy"])
 
 
+@pytest.mark.parametrize(
+    ("first_s", "seconds", "others", "goal"),
+    [(0.012, 1.02, 3.0, "met"), (0.016, 1.02, 3.0, "missed"), (0.012, 1.2, 3.0, "missed"), (0.012, 1, 40, "too busy")],
+)
+def test_the_goal_is_both_and_says_nothing_on_a_busy_machine(first_s, seconds, others, goal):
+    ours = llm.Tally([one_round([first_s], 0.001, 10, seconds)])
+    bare = llm.Tally([one_round([0.010], 0.001, 10, 1.0)])
+    assert llm._row(1, {"": ours, "reference_": bare}, others)["goal"] == goal
+
+
 def test_without_a_reference_nothing_is_said_of_it():
-    row = llm._row(1, {"": tally([0.01], 0.001, 10, 1.0)})
-    assert not [name for name in row if "reference" in name]
+    row = llm._row(1, {"": llm.Tally([one_round([0.01], 0.001, 10, 1.0)])})
+    assert not [name for name in row if "reference" in name or name == "goal"]
 
 
 def test_a_side_that_answered_nothing_has_no_figures():
-    row = llm._row(1, {"": llm.Tally(errors=["ServerGone: x"]), "reference_": tally([0.01], 0.001, 10, 1.0)})
+    ours, bare = Round(errors=["ServerGone: x"]), one_round([0.01], 0.001, 10, 1.0)
+    row = llm._row(1, {"": llm.Tally([ours]), "reference_": llm.Tally([bare])})
     assert row["first_token_ms"] is None
     assert row["tokens_per_s"] is None
     assert "added_first_token_ms" not in row
@@ -45,8 +61,9 @@ def test_the_figures_are_tabled_and_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     report = Report("llm", "made up", {"reading": llm.READING})
     for streams in (1, 4):
-        sides = {"": tally([0.01], 0.002, 50, 1.0), "reference_": tally([0.008], 0.001, 50, 1.0)}
-        report.rows.append(llm._row(streams, sides))
+        sides = {"": llm.Tally([one_round([0.01], 0.002, 50, 1.0)])}
+        sides["reference_"] = llm.Tally([one_round([0.008], 0.001, 50, 1.0)])
+        report.rows.append(llm._row(streams, sides, others_percent=1.0))
     assert len(report.table(llm.COLUMNS).columns) == len(llm.COLUMNS)
     report.write(tmp_path / "llm.json")
     plot.plot(tmp_path / "llm.json", tmp_path / "llm.png")

@@ -157,3 +157,10 @@ def test_auto_complete_keeps_what_is_written_and_adds_the_rest():
     assert {io["name"] for io in config["output"]} == set(contract.OUTPUTS)
     assert config["max_batch_size"] == 0
     assert config["model_transaction_policy"] == {"decoupled": True}
+
+
+def test_a_string_beyond_reason_is_refused_before_it_is_parsed():
+    for name in ("text_input", "chat_request"):
+        huge = np.array([b"[" * (contract.MAX_STRING_BYTES + 1)], dtype=np.object_)
+        with pytest.raises(InvalidRequest, match=f"{name} has {contract.MAX_STRING_BYTES + 1} bytes; at most"):
+            contract.parse({name: huge}, {})

@@ -29,6 +29,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tool_parsers import ToolParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from vllm_chat import parsing
 from vllm_chat.contract import json_object
 from vllm_chat.errors import BackendError, EngineFailed, InvalidRequest, LoadFailed, Unavailable
 
@@ -91,11 +92,13 @@ class Chat:
             "reasoning_parser": parsers.get("reasoning_parser", ""),
         }
         _check_parsers(parsers)
+        parsing.keep_lexers()
         try:
             renderer = OnlineRenderer(llm.model_config, llm.renderer, **common)
             self._serving = OpenAIServingChat(
                 llm, models, "assistant", online_renderer=renderer, enable_prompt_tokens_details=True, **common
             )
+            self._serving.parser_cls = parsing.counting_exactly(self._serving.parser_cls)
         except (TypeError, ValueError, RuntimeError) as error:
             raise LoadFailed(
                 f"the parsers {', '.join(parsers.values())} do not fit this model ({error}); "

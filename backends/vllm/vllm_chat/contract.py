@@ -45,6 +45,10 @@ OUTPUTS: dict[str, tuple[str, list[int]]] = {
 EXTRA_OUTPUTS = ("finish_reason", "cumulative_logprob", "logprobs", "num_input_tokens", "num_output_tokens")
 
 
+MAX_STRING_BYTES = 32 << 20
+"""Of a string input. A long context has some megabytes; images in a chat's messages are in base64."""
+
+
 @dataclass(frozen=True)
 class TextRequest:
     """A rendered prompt to continue.
@@ -169,6 +173,8 @@ def _only(inputs: Mapping[str, np.ndarray], name: str) -> Any:
 
 def _string(inputs: Mapping[str, np.ndarray], name: str) -> str:
     value = _only(inputs, name)
+    if len(value) > MAX_STRING_BYTES:  # before it is parsed, rendered or tokenised
+        raise InvalidRequest(f"{name} has {len(value)} bytes; at most {MAX_STRING_BYTES} are taken")
     if isinstance(value, str):
         return value
     try:

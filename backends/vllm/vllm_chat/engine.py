@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -28,11 +29,15 @@ from vllm_chat.contract import ChatRequest, TextRequest
 from vllm_chat.courier import Courier, Parcel, Reply
 from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, LoadFailed, Unavailable
 from vllm_chat.observer import Observer
+from vllm_chat.pace import Pace
 
 #: How long the engine's process may take to leave before vLLM kills it. It holds nothing worth waiting for by then, and
 #: taking Python and torch apart in order can take many seconds on a busy machine.
 ENGINE_EXIT_S = 1.0
+#: How long running requests may go on when the server is stopping.
+STOP_GRACE_S = 2.0
 _UNLOADING = "the model is being unloaded"
+_STOPPING = "the server is stopping"
 _DEAD = "the model is not ready: its engine died, and it must be loaded again"
 
 
@@ -80,10 +85,11 @@ class LlmEngine:
     ):
         self._log = log
         self._observer = observer or Observer()
-        self._stat_loggers = [statistics.factory(self._observer)] if with_statistics else []
+        self._pace = Pace(len(os.sched_getaffinity(0)))
+        self._stat_loggers = [statistics.factory(self._observer, self._pace.hurry)] if with_statistics else []
         self._loras = lora.requests(loras or {})
         self._jobs: set[Job] = set()
-        self._closing = False
+        self._closing = ""  # why no more requests are taken
         self._dead = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm-engine", daemon=True)
@@ -141,6 +147,11 @@ class LlmEngine:
         """Answer a request that could not even be read."""
         self._courier.fail(Parcel(reply, lambda: None), error)
 
+    def stop_requests(self, grace_s: float = STOP_GRACE_S) -> None:
+        """Refuse new requests and end those that outlast a grace period with an error; returns after the last."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it is shut down already
+            asyncio.run_coroutine_threadsafe(self._stop_requests(grace_s), self._loop).result()
+
     def shutdown(self) -> None:
         """Refuse new requests, end the running ones with an error, and leave no thread and no process behind."""
         if self._loop.is_closed():
@@ -160,7 +171,7 @@ class LlmEngine:
 
     def _begin(self, job: Job) -> None:
         if self._closing or self._dead:
-            self._courier.fail(job.parcel, Unavailable(_DEAD if self._dead else _UNLOADING))
+            self._courier.fail(job.parcel, Unavailable(_DEAD if self._dead else self._closing))
             return
         self._jobs.add(job)
         self._observer.in_flight(len(self._jobs))
@@ -190,7 +201,9 @@ class LlmEngine:
                 # When Triton is the slower one, there are fewer responses instead of a queue of them.
                 receipt = self._loop.create_future()
                 self._courier.send(job.parcel, outputs, final, receipt)
+                sent = self._loop.time()
                 await receipt
+                await self._pace.wait(sent, len(self._jobs))
 
     def _taken(self, receipts: list[asyncio.Future[None]]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -206,7 +219,7 @@ class LlmEngine:
         self._jobs.discard(job)
         self._observer.in_flight(len(self._jobs))
         if task.cancelled():
-            self._courier.fail(job.parcel, Unavailable(_UNLOADING) if self._closing else Cancelled("cancelled"))
+            self._courier.fail(job.parcel, Unavailable(self._closing) if self._closing else Cancelled("cancelled"))
         elif (error := task.exception()) is not None:
             self._courier.fail(job.parcel, self._translate(error))
         elif not job.finished:
@@ -234,8 +247,17 @@ class LlmEngine:
         self._log(f"a request failed: {type(error).__name__}: {error}")
         return EngineFailed(f"the engine failed: {error or type(error).__name__}")
 
+    async def _stop_requests(self, grace_s: float) -> None:
+        self._closing = self._closing or _STOPPING
+        running = {job.task for job in self._jobs if job.task is not None}
+        if running:
+            _, running = await asyncio.wait(running, timeout=grace_s)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
     async def _drain(self) -> None:
-        self._closing = True
+        self._closing = self._closing or _UNLOADING
         tasks = [job.task for job in self._jobs if job.task is not None]
         for task in tasks:
             task.cancel()

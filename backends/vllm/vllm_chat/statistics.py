@@ -16,10 +16,12 @@ class StepLogger(StatLoggerBase):
 
     Args:
         observer: Hears of each step.
+        on_end: Called after each step that ended a request.
     """
 
-    def __init__(self, observer: Observer):
+    def __init__(self, observer: Observer, on_end: Callable[[], None]):
         self._observer = observer
+        self._on_end = on_end
 
     def record(
         self,
@@ -64,10 +66,13 @@ class StepLogger(StatLoggerBase):
             )
         )
 
+        if iteration_stats.finished_requests:
+            self._on_end()
+
     def log_engine_initialized(self) -> None:
         """Nothing to say."""
 
 
-def factory(observer: Observer) -> Callable[[Any, int], StepLogger]:
-    """What `AsyncLLM` takes as one of its `stat_loggers`."""
-    return lambda vllm_config, engine_index: StepLogger(observer)
+def factory(observer: Observer, on_end: Callable[[], None]) -> Callable[[Any, int], StepLogger]:
+    """What `AsyncLLM` takes as one of its `stat_loggers`, see `StepLogger`."""
+    return lambda vllm_config, engine_index: StepLogger(observer, on_end)
