@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test check audit bench chaos lock clean
 help:
 	@echo "make demo    set up from nothing and run one spoken turn on this machine"
 	@echo "make test    set up from nothing and pass the tests"
 	@echo "make check   ruff and mypy"
-	@echo "make bench   every benchmark with modest settings, into perf/results/<machine>; about a quarter of an hour"
+	@echo "make audit   ask the public advisory database about every pinned package (needs the network)"
+	@echo "make chaos   break things under load and report what was lost; about five minutes"
+	@echo "make bench   every benchmark into perf/results/<machine>.json, a page and plots; about a quarter of an hour"
 	@echo "make lock    resolve the locks again (after a change of pyproject.toml)"
 
 setup:
@@ -24,15 +26,19 @@ check: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# RESULTS names the folder; on a machine with a GPU give BENCH_SIZE=full.
-RESULTS ?= perf/results/$(shell hostname)
-BENCH_SIZE ?= tiny
+# Needs the network: asks the public advisory database about every pin. --strict fails where it gets no answer.
+audit: setup
+	@for lock in requirements/cpu-*.txt; do \
+	  $(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip -r $$lock || exit 1; done
+
+# BENCH passes options on: make bench BENCH="--quick --only asr,tts". On a machine with the published checkpoints:
+# make bench BENCH="--name dgx-spark --models DIR".
+BENCH ?=
 bench: setup
-	@$(BIN)/triton-voice bench asr --size $(BENCH_SIZE) --plot $(RESULTS)/asr.png
-	@$(BIN)/triton-voice bench asr-engine --size $(BENCH_SIZE) --plot $(RESULTS)/asr-engine.png
-	@$(BIN)/triton-voice bench tts --size $(BENCH_SIZE) --plot $(RESULTS)/tts.png
-	@$(BIN)/triton-voice bench tts-engine --size $(BENCH_SIZE) --plot $(RESULTS)/tts-engine.png
-	@$(BIN)/triton-voice bench llm --size $(BENCH_SIZE) --plot $(RESULTS)/llm.png
+	@$(BIN)/triton-voice bench all $(BENCH)
+
+chaos: setup
+	@$(BIN)/python -m triton_voice_chaos
 
 lock:
 	@for arch in x86_64 aarch64; do for minor in 11 12; do \

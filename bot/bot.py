@@ -69,11 +69,13 @@ class Services:
         return cls(
             stt=TritonSTTService(
                 url=settings.server,
+                conversation=memory.label,
                 eager_transcripts=turn.eager,
                 settings=TritonSTTService.Settings(language=memory.language if several else None),
             ),
             llm=TritonLLMService(
                 url=settings.server,
+                conversation=memory.label,
                 settings=TritonLLMService.Settings(
                     system_instruction=persona.system_prompt(memory.language),
                     max_tokens=settings.reply_tokens,
@@ -82,6 +84,7 @@ class Services:
             ),
             tts=TritonTTSService(
                 url=settings.server,
+                conversation=memory.label,
                 text_transforms=[("*", strip_markdown)],
                 settings=TritonTTSService.Settings(voice=memory.voice, language=memory.language),
             ),
@@ -125,6 +128,7 @@ class Conversation:
         observers: list[BaseObserver] | None = None,
         on_latency: Callable[[TurnLatency], Awaitable[None]] | None = None,
         on_said: Callable[[str, str], None] | None = None,
+        on_interrupted: Callable[[], None] | None = None,
     ) -> Conversation:
         """Builds the pipeline.
 
@@ -137,6 +141,7 @@ class Conversation:
             observers: Further observers of the pipeline's frames.
             on_latency: Told how long the user waited for each answer.
             on_said: Told each message when it is complete: its role, `user` or `assistant`, and what was heard of it.
+            on_interrupted: Told when an answer was interrupted.
         """
         services = services or Services.of(settings, turn, memory)
         context = memory.context
@@ -152,7 +157,7 @@ class Conversation:
             speaker,
         ]
         if settings.record is not None:
-            steps.insert(-1, Recorder(settings.record, memory.id))
+            steps.insert(-1, Recorder(settings.record, memory.label))
 
         async def report(latency: TurnLatency) -> None:
             await worker.rtvi.send_server_message(latency.message())
@@ -170,13 +175,19 @@ class Conversation:
             observers=[TurnLatencyObserver(report), *(observers or [])],
             idle_timeout_secs=settings.idle_minutes * 60,
             cancel_on_idle_timeout=False,
+            enable_tracing=settings.trace is not None,
+            conversation_id=memory.label,
             rtvi_observer_params=RTVIObserverParams(bot_llm_enabled=True, bot_tts_enabled=False, metrics_enabled=False),
         )
         conversation = cls(settings, turn, memory, services, worker, context)
-        conversation._listen_to_events(listener, speaker, on_said or (lambda role, text: None))
+        conversation._listen_to_events(
+            listener, speaker, on_said or (lambda role, text: None), on_interrupted or (lambda: None)
+        )
         return conversation
 
-    def _listen_to_events(self, listener: Any, speaker: Any, on_said: Callable[[str, str], None]) -> None:
+    def _listen_to_events(
+        self, listener: Any, speaker: Any, on_said: Callable[[str, str], None], on_interrupted: Callable[[], None]
+    ) -> None:
         @listener.event_handler("on_user_turn_message_added")
         async def on_message(aggregator: Any, message: Any) -> None:
             on_said("user", message.content)
@@ -191,6 +202,8 @@ class Conversation:
         @speaker.event_handler("on_assistant_turn_stopped")
         async def on_bot_turn(aggregator: Any, message: AssistantTurnStoppedMessage) -> None:
             self._cut_off = message.interrupted and not self._stopped_by_hand
+            if message.interrupted:
+                on_interrupted()
             if message.content:
                 on_said("assistant", message.content)
 
@@ -266,8 +279,9 @@ class Conversation:
         if self._ending:
             return
         self._runner = WorkerRunner(handle_sigint=False)
-        await self._runner.add_workers(self.worker)
-        await self._runner.run()
+        with logger.contextualize(conversation=self.memory.label):  # all that the pipeline's tasks log
+            await self._runner.add_workers(self.worker)
+            await self._runner.run()
 
     async def end(self, reason: str | None = None) -> None:
         """Has `run` return; does not wait for it.
@@ -281,7 +295,7 @@ class Conversation:
         if self._runner is None:
             return
         if reason:
-            logger.info(f"conversation {self.memory.id[:8]} ends: {reason}")
+            logger.bind(conversation=self.memory.label).info(f"the conversation ends: {reason}")
             await self.worker.rtvi.send_server_message({"type": "session-ended", "reason": reason})
             await asyncio.sleep(FAREWELL_S)
         await self._runner.cancel()

@@ -15,20 +15,16 @@ from openai import Omit
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pipecat.adapters.llm.services.open_ai_adapter import OpenAILLMInvocationParams
 from pipecat.frames.frames import (
-    CancelFrame,
-    EndFrame,
     LLMThoughtEndFrame,
     LLMThoughtStartFrame,
     LLMThoughtTextFrame,
 )
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.frame_processor import FrameProcessorSetup
 from pipecat.services.openai.base_llm import BaseOpenAILLMService, OpenAILLMSettings
-from pipecat.services.settings import LLMSettings
 from pipecat.utils.types import NOT_GIVEN, NotGiven
 
-from pipecat_triton.errors import TritonErrors
-from triton_voice import DEFAULT_URL, ServerGone, TritonVoice
+from pipecat_triton.service import TritonService
+from triton_voice import DEFAULT_URL, ServerGone
 
 Chunks = AsyncGenerator[ChatCompletionChunk, None]
 
@@ -48,7 +44,7 @@ class TritonLLMSettings(OpenAILLMSettings):
     reasoning: bool | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
 
-class TritonLLMService(TritonErrors, BaseOpenAILLMService):
+class TritonLLMService(TritonService, BaseOpenAILLMService):
     """The `nemotron` model (any LLM on vLLM) of a triton-voice server.
 
     Everything that Pipecat's OpenAI service does is done by it: streaming, tool calls, usage and latency metrics,
@@ -69,6 +65,7 @@ class TritonLLMService(TritonErrors, BaseOpenAILLMService):
         self,
         *,
         url: str = DEFAULT_URL,
+        conversation: str | None = None,
         first_token_timeout_s: float | None = 30.0,
         settings: TritonLLMSettings | None = None,
         **kwargs: Any,
@@ -77,6 +74,7 @@ class TritonLLMService(TritonErrors, BaseOpenAILLMService):
 
         Args:
             url: `host:port` of the server's gRPC endpoint.
+            conversation: An id for the server's log lines about this conversation's requests.
             first_token_timeout_s: How long a reply may take to begin before it counts as failed; None waits for ever.
             settings: Runtime-updatable settings.
             **kwargs: Passed to `BaseOpenAILLMService`.
@@ -84,10 +82,8 @@ class TritonLLMService(TritonErrors, BaseOpenAILLMService):
         default_settings = self.Settings(model="nemotron", reasoning=None)
         if settings is not None:
             default_settings.apply_update(settings)
-        super().__init__(settings=default_settings, **kwargs)
-        self._url = url
+        super().__init__(url=url, conversation=conversation, settings=default_settings, **kwargs)
         self._first_token_timeout_s = first_token_timeout_s
-        self._voice: TritonVoice | None = None
 
     def create_client(self, **kwargs: Any) -> Any:  # type: ignore[override]
         """Create what stands in for the OpenAI client.
@@ -99,51 +95,6 @@ class TritonLLMService(TritonErrors, BaseOpenAILLMService):
             An object with `chat.completions.create`.
         """
         return SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=self._complete)))
-
-    # Life cycle ------------------------------------------------------------------------------------------------------
-
-    async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
-        """Set up the service.
-
-        Args:
-            setup: Configuration object containing setup parameters.
-        """
-        await super().setup(setup)
-        self._voice = TritonVoice(self._url)
-
-    async def stop(self, frame: EndFrame) -> None:
-        """Stop after the last reply.
-
-        Args:
-            frame: The end frame.
-        """
-        await super().stop(frame)
-        await self._close()
-
-    async def cancel(self, frame: CancelFrame) -> None:
-        """Stop at once.
-
-        Args:
-            frame: The cancel frame.
-        """
-        await super().cancel(frame)
-        await self._close()
-
-    async def cleanup(self) -> None:
-        """Release what is still held."""
-        await super().cleanup()
-        await self._close()
-
-    async def _close(self) -> None:
-        voice, self._voice = self._voice, None
-        if voice is not None:
-            await voice.close()
-
-    async def _update_settings(self, delta: LLMSettings) -> dict[str, Any]:  # type: ignore[override]
-        changed = await super()._update_settings(delta)
-        if changed:
-            self._settings_worked = False
-        return changed
 
     # Requests --------------------------------------------------------------------------------------------------------
 
@@ -194,7 +145,6 @@ class TritonLLMService(TritonErrors, BaseOpenAILLMService):
         return answer if params.get("stream") else await _whole(answer)
 
     async def _chunks(self, body: dict[str, Any]) -> Chunks:
-        assert self._voice is not None, "the service is not set up"
         async with contextlib.aclosing(self._voice.chat_chunks(body, model=str(self._settings.model))) as chunks:
             async for chunk in chunks:
                 for part in _one_call_each(chunk):
@@ -204,14 +154,16 @@ class TritonLLMService(TritonErrors, BaseOpenAILLMService):
         thinks = False
         async with contextlib.aclosing(chunks) as answer:  # type: ignore[type-var]
             async for chunk in answer:
-                thought = getattr(chunk.choices[0].delta, "reasoning_content", None) if chunk.choices else None
-                if thought and not thinks:
-                    await self.push_frame(LLMThoughtStartFrame())
-                if thought:
+                delta = chunk.choices[0].delta if chunk.choices else None
+                if thought := getattr(delta, "reasoning_content", None):
+                    if not thinks:
+                        await self.push_frame(LLMThoughtStartFrame())
                     await self.push_frame(LLMThoughtTextFrame(text=thought))
-                elif thinks:
+                    thinks = True
+                # A busy server joins tokens: the last of the thought and the first of the reply may come in one chunk.
+                if thinks and (not thought or (delta is not None and (delta.content or delta.tool_calls))):
                     await self.push_frame(LLMThoughtEndFrame())
-                thinks = bool(thought)
+                    thinks = False
                 yield chunk
             if thinks:
                 await self.push_frame(LLMThoughtEndFrame())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 
 import numpy as np
 import soxr
 
+from pipecat_triton.tracing import ReservedSpan
 from triton_voice.types import ASR_SAMPLE_RATE
 
 CHUNK_MS = 160
@@ -35,6 +37,10 @@ class Segment:
         self.language = language
         self.model = model
         self.user_id = user_id
+        #: When it began, seconds since the epoch.
+        self.began_s = time.time()
+        #: Its span, where the conversation is traced.
+        self.span: ReservedSpan | None = None
         #: What has been recognised so far.
         self.text = ""
         self._resampler = None

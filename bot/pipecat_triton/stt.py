@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
 from loguru import logger
 from pipecat.frames.frames import (
-    CancelFrame,
     EndFrame,
     Frame,
     InterimTranscriptionFrame,
@@ -18,7 +18,7 @@ from pipecat.frames.frames import (
     VADUserStartedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
 )
-from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
+from pipecat.processors.frame_processor import FrameDirection
 from pipecat.services.settings import STTSettings
 from pipecat.services.stt_service import STTService
 from pipecat.transcriptions.language import Language
@@ -27,9 +27,10 @@ from pipecat.utils.time import time_now_iso8601
 from pipecat.utils.tracing.service_decorators import traced_stt
 from pipecat.utils.types import NOT_GIVEN, NotGiven, assert_given
 
-from pipecat_triton.errors import TritonErrors
+from pipecat_triton import tracing
 from pipecat_triton.segment import BYTES_PER_SAMPLE, Segment
-from triton_voice import DEFAULT_URL, ModelNotReady, SequenceLost, ServerGone, Transcript, TritonVoice
+from pipecat_triton.service import TritonService
+from triton_voice import DEFAULT_URL, ModelNotReady, SequenceLost, ServerGone, Transcript
 
 DRAIN_TIMEOUT_S = 5.0
 """How long the pipeline's end waits for the last transcripts."""
@@ -51,7 +52,7 @@ class TritonSTTSettings(STTSettings):
     latency_ms: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
 
-class TritonSTTService(TritonErrors, EagerEndOfTurnSTTServiceMixin, STTService):
+class TritonSTTService(TritonService, EagerEndOfTurnSTTServiceMixin, STTService):
     """Streaming speech to text by the `parakeet` model of a triton-voice server.
 
     Each segment of speech, as the pipeline's VAD sees it, is one stream of the recogniser: it begins with the audio
@@ -73,6 +74,7 @@ class TritonSTTService(TritonErrors, EagerEndOfTurnSTTServiceMixin, STTService):
         self,
         *,
         url: str = DEFAULT_URL,
+        conversation: str | None = None,
         pre_roll_ms: int = 500,
         answer_timeout_s: float = 5.0,
         eager_transcripts: bool = False,
@@ -84,6 +86,7 @@ class TritonSTTService(TritonErrors, EagerEndOfTurnSTTServiceMixin, STTService):
 
         Args:
             url: `host:port` of the server's gRPC endpoint.
+            conversation: An id for the server's log lines about this conversation's requests.
             pre_roll_ms: Audio before the VAD's start that belongs to the segment, in milliseconds. The VAD tells about
                 a start only after 200 ms of it.
             answer_timeout_s: How long the server may take over a chunk before the segment counts as lost.
@@ -97,15 +100,15 @@ class TritonSTTService(TritonErrors, EagerEndOfTurnSTTServiceMixin, STTService):
         if settings is not None:
             default_settings.apply_update(settings)
         super().__init__(
+            url=url,
+            conversation=conversation,
             settings=default_settings,
             ttfs_p99_latency=ttfs_p99_latency,
             enable_eager_end_of_turn=eager_transcripts,
             **kwargs,
         )
-        self._url = url
         self._pre_roll_ms = pre_roll_ms
         self._answer_timeout_s = answer_timeout_s
-        self._voice: TritonVoice | None = None
         self._worker: asyncio.Task | None = None
         self._segments: asyncio.Queue[Segment | None] = asyncio.Queue()
         self._segment: Segment | None = None
@@ -133,15 +136,6 @@ class TritonSTTService(TritonErrors, EagerEndOfTurnSTTServiceMixin, STTService):
 
     # Life cycle ------------------------------------------------------------------------------------------------------
 
-    async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
-        """Set up the service.
-
-        Args:
-            setup: Configuration object containing setup parameters.
-        """
-        await super().setup(setup)
-        self._voice = TritonVoice(self._url)
-
     async def start(self, frame: StartFrame) -> None:
         """Start the worker.
 
@@ -163,35 +157,12 @@ class TritonSTTService(TritonErrors, EagerEndOfTurnSTTServiceMixin, STTService):
         if self._worker is not None:
             await asyncio.wait([self._worker], timeout=DRAIN_TIMEOUT_S)
         await super().stop(frame)
-        await self._close()
-
-    async def cancel(self, frame: CancelFrame) -> None:
-        """Stop at once.
-
-        Args:
-            frame: The cancel frame.
-        """
-        await super().cancel(frame)
-        await self._close()
-
-    async def cleanup(self) -> None:
-        """Release what is still held."""
-        await super().cleanup()
-        await self._close()
 
     async def _close(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
             await self.cancel_task(worker)  # leaves its stream, which frees the server's slot
-        voice, self._voice = self._voice, None
-        if voice is not None:
-            await voice.close()
-
-    async def _update_settings(self, delta: STTSettings) -> dict[str, Any]:  # type: ignore[override]
-        changed = await super()._update_settings(delta)
-        if changed:
-            self._settings_worked = False
-        return changed
+        await super()._close()
 
     # The pipeline's side: nothing here waits for the network ----------------------------------------------------------
 
@@ -238,6 +209,7 @@ class TritonSTTService(TritonErrors, EagerEndOfTurnSTTServiceMixin, STTService):
         settings = self._settings
         latency_ms, language = assert_given(settings.latency_ms), assert_given(settings.language)
         segment = Segment(self.sample_rate, latency_ms, language, str(settings.model), self._user_id)
+        segment.span = tracing.reserve(self)
         segment.add(self._pre_roll)
         self._pre_roll.clear()
         self._segment = self._newest = segment
@@ -269,6 +241,10 @@ class TritonSTTService(TritonErrors, EagerEndOfTurnSTTServiceMixin, STTService):
                 await self._push_final(segment, final)
 
     async def _recognise(self, segment: Segment) -> Transcript:
+        with segment.span.children() if segment.span is not None else contextlib.nullcontext():
+            return await self._recognise_twice(segment)
+
+    async def _recognise_twice(self, segment: Segment) -> Transcript:
         try:
             return await self._stream(segment)
         except SequenceLost as error:
@@ -280,7 +256,6 @@ class TritonSTTService(TritonErrors, EagerEndOfTurnSTTServiceMixin, STTService):
         return await self._stream(segment)
 
     async def _stream(self, segment: Segment) -> Transcript:
-        assert self._voice is not None
         stream = self._voice.open_stream(
             latency_ms=segment.latency_ms,
             language=segment.language,
@@ -318,11 +293,14 @@ class TritonSTTService(TritonErrors, EagerEndOfTurnSTTServiceMixin, STTService):
         # On a busy machine it may wait behind the interim words that begin the turn; the interruption that a turn's
         # beginning sends would drop it with the queue.
         frame.interruptible = False
-        await self.push_frame(frame)
+        with segment.span.made() if segment.span is not None else contextlib.nullcontext():
+            await self.push_frame(frame)
         await self._handle_transcription(text, True, language)
 
     async def _give_up(self, segment: Segment, failed: bool = False) -> None:
         """Settles a segment that has no transcript: nothing must wait for one."""
+        if segment.span is not None:
+            tracing.make_unheard(self, segment.span, segment.began_s, failed)
         if segment is not self._newest:
             return
         await self._cancel_eager_end_of_turn()

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import soxr
-from pipecat.frames.frames import CancelFrame, EndFrame, Frame, TTSAudioRawFrame
-from pipecat.processors.frame_processor import FrameProcessorSetup
+from pipecat.frames.frames import Frame, TTSAudioRawFrame
 from pipecat.services.settings import TTSSettings
 from pipecat.services.tts_service import TTSService
 from pipecat.transcriptions.language import Language
@@ -20,8 +19,9 @@ from pipecat.utils.errors import ErrorCategory
 from pipecat.utils.tracing.service_decorators import traced_tts
 from pipecat.utils.types import NOT_GIVEN, NotGiven
 
-from pipecat_triton.errors import TritonErrors
-from triton_voice import DEFAULT_URL, SpeechChunk, TritonVoice
+from pipecat_triton import tracing
+from pipecat_triton.service import TritonService
+from triton_voice import DEFAULT_URL, SpeechChunk
 from triton_voice.types import TTS_SAMPLE_RATE
 
 QUIET_TIMEOUT_S = 10.0
@@ -125,7 +125,7 @@ class _Turn:
         return audio.tobytes()
 
 
-class TritonTTSService(TritonErrors, TTSService):
+class TritonTTSService(TritonService, TTSService):
     """Streaming text to speech by the `magpie` model of a triton-voice server.
 
     The sentences of a turn are pieces of one utterance: voice and prosody carry over. While one is being spoken the
@@ -140,11 +140,19 @@ class TritonTTSService(TritonErrors, TTSService):
     Settings = TritonTTSSettings
     _settings: TritonTTSSettings
 
-    def __init__(self, *, url: str = DEFAULT_URL, settings: TritonTTSSettings | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        url: str = DEFAULT_URL,
+        conversation: str | None = None,
+        settings: TritonTTSSettings | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Initialize the service.
 
         Args:
             url: `host:port` of the server's gRPC endpoint.
+            conversation: An id for the server's log lines about this conversation's requests.
             settings: Runtime-updatable settings.
             **kwargs: Passed to `TTSService`.
         """
@@ -155,10 +163,14 @@ class TritonTTSService(TritonErrors, TTSService):
             default_settings.apply_update(settings)
         kwargs.setdefault("stop_frame_timeout_s", QUIET_TIMEOUT_S)
         super().__init__(
-            settings=default_settings, push_text_frames=False, push_start_frame=True, push_stop_frames=True, **kwargs
+            url=url,
+            conversation=conversation,
+            settings=default_settings,
+            push_text_frames=False,
+            push_start_frame=True,
+            push_stop_frames=True,
+            **kwargs,
         )
-        self._url = url
-        self._voice: TritonVoice | None = None
         self._turns: dict[str, _Turn] = {}
 
     def can_generate_metrics(self) -> bool:
@@ -185,52 +197,10 @@ class TritonTTSService(TritonErrors, TTSService):
         """
         return str(language.value).split("-")[0].lower()
 
-    # Life cycle ------------------------------------------------------------------------------------------------------
-
-    async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
-        """Set up the service.
-
-        Args:
-            setup: Configuration object containing setup parameters.
-        """
-        await super().setup(setup)
-        self._voice = TritonVoice(self._url)
-
-    async def stop(self, frame: EndFrame) -> None:
-        """Stop when all has been handed on.
-
-        Args:
-            frame: The end frame.
-        """
-        await super().stop(frame)
-        await self._close()
-
-    async def cancel(self, frame: CancelFrame) -> None:
-        """Stop at once.
-
-        Args:
-            frame: The cancel frame.
-        """
-        await super().cancel(frame)
-        await self._close()
-
-    async def cleanup(self) -> None:
-        """Release what is still held."""
-        await super().cleanup()
-        await self._close()
-
     async def _close(self) -> None:
         for context_id in list(self._turns):
             await self._drop(context_id)
-        voice, self._voice = self._voice, None
-        if voice is not None:
-            await voice.close()
-
-    async def _update_settings(self, delta: TTSSettings) -> dict[str, Any]:  # type: ignore[override]
-        changed = await super()._update_settings(delta)
-        if changed:
-            self._settings_worked = False
-        return changed
+        await super()._close()
 
     # Speech ----------------------------------------------------------------------------------------------------------
 
@@ -310,7 +280,8 @@ class TritonTTSService(TritonErrors, TTSService):
         try:
             if before is not None:
                 await before.begun.wait()
-            await self._stream(context_id, turn, piece, before)
+            with tracing.under(tracing.of_audio_context(self, context_id)):
+                await self._stream(context_id, turn, piece, before)
             self._settings_worked = True
         except Exception as error:  # whatever happens to one sentence, the next is spoken
             piece.failed = True
@@ -322,7 +293,6 @@ class TritonTTSService(TritonErrors, TTSService):
         piece.over.set()
 
     async def _stream(self, context_id: str, turn: _Turn, piece: _Piece, before: _Piece | None) -> None:
-        assert self._voice is not None
         speech = self._voice.speak(
             piece.text, model=piece.model, utterance=piece.choose_utterance(), **piece.parameters
         )

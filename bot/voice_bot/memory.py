@@ -9,6 +9,7 @@ from pipecat.processors.aggregators.llm_context import LLMContext
 
 ID_BYTES = 16
 """Randomness of a memory's id: who knows the id can read the conversation."""
+LABEL_BYTES = 6
 
 
 @dataclass
@@ -19,13 +20,15 @@ class Memory:
         voice: The bot's voice.
         language: What both speak.
         context: The messages, as the language model is given them.
-        id: Unguessable name.
+        id: Unguessable name: who has it can read the conversation.
+        label: Another name, for logs, traces and recordings, which opens nothing.
     """
 
     voice: str
     language: str
     context: LLMContext = field(default_factory=LLMContext)
     id: str = field(default_factory=lambda: secrets.token_urlsafe(ID_BYTES))
+    label: str = field(default_factory=lambda: secrets.token_hex(LABEL_BYTES))
 
     def transcript(self) -> list[dict[str, str]]:
         """Returns what was said: `{"role": "user" | "assistant", "text"}` in order, without tool calls and results."""

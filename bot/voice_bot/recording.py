@@ -11,7 +11,6 @@ from pipecat.processors.audio.audio_buffer_processor import AudioBufferProcessor
 
 FLUSH_S = 2
 """Audio kept in memory before it goes to the file."""
-ID_CHARACTERS = 8
 
 
 class Recorder(AudioBufferProcessor):
@@ -19,13 +18,13 @@ class Recorder(AudioBufferProcessor):
 
     Args:
         folder: Where the file goes; made if need be.
-        name: Of the conversation; its beginning is part of the file's name.
+        name: Of the conversation; part of the file's name.
     """
 
     def __init__(self, folder: Path, name: str):
         super().__init__(num_channels=2, buffer_size=0, auto_start_recording=True)
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        self.path = folder / f"{stamp}-{name[:ID_CHARACTERS]}.wav"
+        self.path = folder / f"{stamp}-{name}.wav"
         self._file: wave.Wave_write | None = None
 
         @self.event_handler("on_audio_data")

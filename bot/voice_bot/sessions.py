@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -21,7 +22,15 @@ Starter = Callable[[Memory], Awaitable[Conversation]]
 
 
 class BotFull(Exception):
-    """As many people converse as may; the message says so to the next one."""
+    """As many people converse as may; the message says so to the next one.
+
+    Attributes:
+        reason: `full`, or `address`: from one address.
+    """
+
+    def __init__(self, message: str, reason: str = "full"):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass
@@ -53,6 +62,7 @@ class Sessions:
         self._settings = settings
         self._seats: dict[str, _Seat] = {}
         self._taken = 0
+        self._taken_by: Counter[str] = Counter()
 
     @property
     def active(self) -> int:
@@ -65,17 +75,23 @@ class Sessions:
         return seat.memory.transcript() if seat else None
 
     @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
+    def _place(self, address: str) -> Iterator[None]:
+        if address and self._taken_by[address] >= self._settings.max_per_address:
+            raise BotFull(f"{self._taken_by[address]} conversations run from your address already.", "address")
         if self._taken >= self._settings.max_conversations:
             people = f"{self._taken} people talk" if self._taken > 1 else "somebody else talks"
             raise BotFull(f"All lines are busy: {people} to the bot just now. Please try again in a minute.")
         self._taken += 1
+        self._taken_by[address] += 1
         try:
             yield
         finally:
             self._taken -= 1
+            self._taken_by[address] -= 1
+            if not self._taken_by[address]:
+                del self._taken_by[address]
 
-    async def begin(self, session: str | None, voice: str, language: str, start: Starter) -> str:
+    async def begin(self, session: str | None, voice: str, language: str, start: Starter, address: str = "") -> str:
         """Begins a conversation, or goes on with one.
 
         Args:
@@ -84,12 +100,13 @@ class Sessions:
             voice: The bot's voice.
             language: What both speak.
             start: Makes the conversation from its memory.
+            address: Whence it comes; empty for no limit of its own.
 
         Returns:
             The conversation's id.
 
         Raises:
-            BotFull: As many people converse as may.
+            BotFull: As many people converse as may, or as may from this address.
         """
         seat = self._seats.get(session) if session else None
         if seat is None:
@@ -98,7 +115,7 @@ class Sessions:
             await self._end(seat, None)
             seat.memory.voice, seat.memory.language = voice, language
             with contextlib.ExitStack() as place:
-                place.enter_context(self._place())
+                place.enter_context(self._place(address))
                 conversation = await start(seat.memory)
                 if seat.forget is not None:
                     seat.forget.cancel()
@@ -124,7 +141,7 @@ class Sessions:
             try:
                 await conversation.run()
             except Exception:
-                logger.exception(f"conversation {seat.memory.id[:8]} broke down")
+                logger.bind(conversation=seat.memory.label).exception("the conversation broke down")
             finally:
                 seat.conversation = seat.task = None
                 keep_s = self._settings.keep_minutes * 60

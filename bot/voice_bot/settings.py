@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from triton_voice.client import DEFAULT_URL
 
 ENV_PREFIX = "TRITON_VOICE_BOT_"
+LOCAL_HOSTS = ("localhost", "127.0.0.1")
 TURN_ENV_PREFIX = "TRITON_VOICE_TURN_"
 Names = Annotated[tuple[str, ...], NoDecode]
 """Several names; as a string, comma separated."""
@@ -118,11 +119,27 @@ class BotSettings(BaseSettings):
         default=None, description="Certificate (PEM). Browsers give the microphone only to https or localhost."
     )
     tls_key: Path | None = Field(default=None, description="Its private key (PEM).")
+    allowed_hosts: Names = Field(
+        default=(),
+        description="Names under which browsers may ask for the page, comma separated; '*' for any. Keeps pages of "
+        "other sites from reaching the bot by a name of theirs. Default: localhost while served there, else any.",
+    )
     token: str | None = Field(
-        default=None, min_length=1, description="Wanted from the page (`Authorization: Bearer ...`) to converse."
+        default=None,
+        min_length=1,
+        repr=False,
+        description="Wanted from the page (`Authorization: Bearer ...`) to converse.",
     )
     max_conversations: int = Field(
         default=8, ge=1, description="Conversations at once; the next one is refused politely."
+    )
+    max_per_address: int = Field(
+        default=4,
+        ge=1,
+        description="Conversations at once from one address, this machine's own apart.",
+    )
+    requests_per_minute: int = Field(
+        default=60, ge=1, description="Offers and transcripts that one address may ask for, this machine's own apart."
     )
     voice: str = Field(default="aria", description="Voice that a conversation begins with.")
     voices: Names = Field(default=("aria", "jason", "john", "leo", "sofia"), description="Voices that the page offers.")
@@ -149,13 +166,26 @@ class BotSettings(BaseSettings):
         default=(), description="STUN or TURN URLs, comma separated. None are needed on one machine or one LAN."
     )
     turn_username: str | None = Field(default=None, description="User name for the TURN URLs of `stun`.")
-    turn_password: str | None = Field(default=None, description="Password for the TURN URLs of `stun`.")
+    turn_password: str | None = Field(default=None, repr=False, description="Password for the TURN URLs of `stun`.")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="json: one object a line, with the conversation's id."
+    )
+    trace: str | None = Field(
+        default=None,
+        description="OTLP/HTTP URL that spans go to, e.g. http://localhost:4318/v1/traces. Needs the extra `tracing`.",
+    )
+    trace_content: bool = Field(default=False, description="Whether spans hold what is said. Tell people first.")
     notice: str | None = Field(default=None, description="A sentence that the page shows on top.")
 
-    @field_validator("voices", "languages", "stun", mode="before")
+    @field_validator("voices", "languages", "stun", "allowed_hosts", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names in the Host header that are answered."""
+        return self.allowed_hosts or (LOCAL_HOSTS if self.host in LOCAL_HOSTS else ("*",))
 
     @model_validator(mode="after")
     def _consistent(self) -> BotSettings:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import ipaddress
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -19,11 +21,15 @@ from pipecat.transports.base_transport import TransportParams
 from pipecat.transports.smallwebrtc.connection import IceServer, SmallWebRTCConnection
 from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 from pydantic import BaseModel, Field
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from bot import Conversation
 from triton_voice import TritonVoice
 from voice_bot import persona
+from voice_bot.latency import TurnLatency
+from voice_bot.limits import BodyLimit, RateLimit
 from voice_bot.memory import Memory
+from voice_bot.metrics import CONTENT_TYPE, BotMetrics
 from voice_bot.sessions import BotFull, Sessions
 from voice_bot.settings import BotSettings, TurnTaking
 
@@ -34,6 +40,8 @@ HEALTH_MAX_AGE_S = 1.0
 """How long an answer about the server's health is good for: pages ask often, the server is asked once."""
 MAX_SDP = 100_000
 """Characters in an offer; a browser's have about 5,000."""
+MAX_NAME, MAX_CANDIDATE, MAX_CANDIDATES = 100, 1000, 100
+"""Characters of an id and of an ICE candidate; candidates in a request."""
 GOING = "The bot is shutting down."
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src "
@@ -48,9 +56,9 @@ HEADERS = {
 class RequestData(BaseModel):
     """What the page chooses."""
 
-    voice: str | None = None
-    language: str | None = None
-    session: str | None = Field(default=None, max_length=100)
+    voice: str | None = Field(default=None, max_length=MAX_NAME)
+    language: str | None = Field(default=None, max_length=MAX_NAME)
+    session: str | None = Field(default=None, max_length=MAX_NAME)
 
 
 class Offer(BaseModel):
@@ -58,7 +66,7 @@ class Offer(BaseModel):
 
     sdp: str = Field(min_length=1, max_length=MAX_SDP)
     type: Literal["offer"]
-    pc_id: str | None = None
+    pc_id: str | None = Field(default=None, max_length=MAX_NAME)
     restart_pc: bool | None = None
     request_data: RequestData = Field(default_factory=RequestData)
 
@@ -75,16 +83,16 @@ class Answer(BaseModel):
 class Candidate(BaseModel):
     """An ICE candidate of the browser; an empty one ends the list."""
 
-    candidate: str
-    sdp_mid: str
-    sdp_mline_index: int
+    candidate: str = Field(max_length=MAX_CANDIDATE)
+    sdp_mid: str = Field(max_length=MAX_NAME)
+    sdp_mline_index: int = Field(ge=0, le=100)
 
 
 class Candidates(BaseModel):
     """Further candidates for a connection."""
 
-    pc_id: str
-    candidates: list[Candidate]
+    pc_id: str = Field(max_length=MAX_NAME)
+    candidates: list[Candidate] = Field(max_length=MAX_CANDIDATES)
 
 
 class Health:
@@ -121,16 +129,22 @@ class Calls:
         settings: How the bot runs.
         turn: When turns begin and end.
         sessions: Where conversations are counted and remembered.
+        metrics: Told what happens.
     """
 
-    def __init__(self, settings: BotSettings, turn: TurnTaking, sessions: Sessions):
+    def __init__(self, settings: BotSettings, turn: TurnTaking, sessions: Sessions, metrics: BotMetrics):
+        self._metrics = metrics
         self._settings = settings
         self._turn = turn
         self._sessions = sessions
         self._connections: dict[str, tuple[SmallWebRTCConnection, str]] = {}
 
-    async def answer(self, offer: Offer) -> Answer:
+    async def answer(self, offer: Offer, address: str) -> Answer:
         """Answers an offer: a further one of a known connection, or one that begins a conversation.
+
+        Args:
+            offer: The offer.
+            address: Whence it comes.
 
         Raises:
             BotFull: As many people converse as may.
@@ -144,7 +158,7 @@ class Calls:
             connection = SmallWebRTCConnection(ice_servers=self._ice_servers())
             try:
                 await _understand(connection, offer)
-                session = await self._begin(connection, offer.request_data)
+                session = await self._begin(connection, offer.request_data, address)
             except BaseException:
                 await connection.disconnect()
                 raise
@@ -173,15 +187,27 @@ class Calls:
             await known[0].add_ice_candidate(candidate)
         return True
 
-    async def _begin(self, connection: SmallWebRTCConnection, chosen: RequestData) -> str:
+    async def _begin(self, connection: SmallWebRTCConnection, chosen: RequestData, address: str) -> str:
         async def start(memory: Memory) -> Conversation:
             transport = SmallWebRTCTransport(connection, TransportParams(audio_in_enabled=True, audio_out_enabled=True))
-            conversation = await Conversation.create(transport, self._settings, self._turn, memory)
+            conversation = await Conversation.create(
+                transport,
+                self._settings,
+                self._turn,
+                memory,
+                on_latency=self._count_answer,
+                on_interrupted=self._metrics.interrupted.inc,
+            )
+            self._metrics.begun.inc()
             connected = asyncio.Event()
 
             @transport.event_handler("on_client_connected")
             async def on_connected(transport: Any, client: Any) -> None:
                 connected.set()
+
+            @conversation.worker.event_handler("on_pipeline_error")
+            async def on_error(worker: Any, frame: Any) -> None:
+                self._metrics.errors.inc()
 
             @transport.event_handler("on_client_disconnected")
             async def on_disconnected(transport: Any, client: Any) -> None:
@@ -201,14 +227,17 @@ class Calls:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(connected.wait(), CONNECT_TIMEOUT_S)
                 if not connected.is_set():
-                    logger.info(f"conversation {memory.id[:8]}: the browser never connected")
+                    logger.info("the browser never connected")
                     await conversation.end()
 
             return conversation
 
         settings = self._settings
         voice, language = chosen.voice or settings.voice, chosen.language or settings.language
-        return await self._sessions.begin(chosen.session, voice, language, start)
+        return await self._sessions.begin(chosen.session, voice, language, start, address)
+
+    async def _count_answer(self, latency: TurnLatency) -> None:
+        self._metrics.answered(latency)
 
     def _ice_servers(self) -> list[IceServer]:
         return [IceServer(**server) for server in _for_page(self._settings, trusted=True)]
@@ -235,6 +264,15 @@ def _for_page(settings: BotSettings, trusted: bool) -> list[dict[str, str]]:
     return servers
 
 
+def _address(request: Request) -> str:
+    """Whence a request comes; empty for this machine, whose own people and proxies have no limits each."""
+    address = request.client.host if request.client else ""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(address).is_loopback:
+            return ""
+    return address
+
+
 def create_app(settings: BotSettings, turn: TurnTaking | None = None) -> FastAPI:
     """Returns the app.
 
@@ -243,7 +281,10 @@ def create_app(settings: BotSettings, turn: TurnTaking | None = None) -> FastAPI
         turn: When turns begin and end; None takes the defaults and the environment.
     """
     sessions = Sessions(settings)
-    calls = Calls(settings, turn or TurnTaking(), sessions)
+    metrics = BotMetrics(settings.max_conversations)
+    metrics.active.set_function(lambda: sessions.active)
+    calls = Calls(settings, turn or TurnTaking(), sessions, metrics)
+    rate = RateLimit(settings.requests_per_minute)
     health = Health(settings.server)
 
     @contextlib.asynccontextmanager
@@ -255,6 +296,9 @@ def create_app(settings: BotSettings, turn: TurnTaking | None = None) -> FastAPI
     app = FastAPI(title="triton-voice bot", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.sessions = sessions
 
+    app.add_middleware(BodyLimit)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
+
     @app.middleware("http")
     async def with_headers(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
         response = await proceed(request)
@@ -265,6 +309,13 @@ def create_app(settings: BotSettings, turn: TurnTaking | None = None) -> FastAPI
     def has_token(request: Request) -> bool:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         return settings.token is None or hmac.compare_digest(given.encode(), settings.token.encode())
+
+    def unhurried(request: Request) -> None:
+        """Before the token is looked at, so that it cannot be guessed at speed."""
+        address = _address(request)
+        if address and (wait_s := rate.wait_s(address)):
+            metrics.refused.labels("rate").inc()
+            raise HTTPException(429, "Too many requests from your address.", {"Retry-After": str(math.ceil(wait_s))})
 
     def allowed(request: Request) -> None:
         if not has_token(request):
@@ -293,15 +344,19 @@ def create_app(settings: BotSettings, turn: TurnTaking | None = None) -> FastAPI
     async def healthy() -> dict[str, Any]:
         return await health()
 
-    @app.get("/api/session/{session}", dependencies=[Depends(allowed)])
+    @app.get("/metrics", dependencies=[Depends(allowed)])
+    async def prometheus() -> Response:
+        return Response(metrics.page(), media_type=CONTENT_TYPE)
+
+    @app.get("/api/session/{session}", dependencies=[Depends(unhurried), Depends(allowed)])
     async def transcript(session: str) -> dict[str, Any]:
         said = sessions.transcript(session)
         if said is None:
             raise HTTPException(404, "This conversation is not known any more.")
         return {"messages": said}
 
-    @app.post("/api/offer", dependencies=[Depends(allowed)])
-    async def offer(offer: Offer) -> Answer:
+    @app.post("/api/offer", dependencies=[Depends(unhurried), Depends(allowed)])
+    async def offer(offer: Offer, request: Request) -> Answer:
         for name, chosen, offered in (
             ("voice", offer.request_data.voice, settings.voices),
             ("language", offer.request_data.language, settings.languages),
@@ -309,8 +364,9 @@ def create_app(settings: BotSettings, turn: TurnTaking | None = None) -> FastAPI
             if chosen is not None and chosen not in offered:
                 raise HTTPException(422, f"There is no {name} {chosen!r}; there are {', '.join(offered)}.")
         try:
-            return await calls.answer(offer)
+            return await calls.answer(offer, _address(request))
         except BotFull as error:
+            metrics.refused.labels(error.reason).inc()
             raise HTTPException(503, str(error)) from error
         except ValueError as error:
             raise HTTPException(422, str(error)) from error

@@ -12,6 +12,7 @@ from triton_voice.errors import (
     TritonVoiceError,
     UnknownModel,
 )
+from triton_voice.tls import Tls
 from triton_voice.types import (
     ChatDelta,
     ChatFinish,
@@ -44,6 +45,7 @@ __all__ = [
     "ServerGone",
     "SpeechChunk",
     "TextDelta",
+    "Tls",
     "ToolCall",
     "ToolCallDelta",
     "Transcript",

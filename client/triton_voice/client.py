@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as grpc_aio
+from tritonclient.grpc import InferenceServerClientPlugin
 from tritonclient.utils import InferenceServerException
 
 from triton_voice import chat as chatting
@@ -20,6 +22,7 @@ from triton_voice.errors import ServerGone, TritonVoiceError
 from triton_voice.recognition import ANSWER_TIMEOUT_S, START_TIMEOUT_S, RecognitionStream
 from triton_voice.recognition import MODEL as ASR_MODEL
 from triton_voice.stream import stream_infer
+from triton_voice.tls import SCHEME, Tls
 from triton_voice.types import ASR_SAMPLE_RATE, ChatDelta, Readiness, SpeechChunk, TextDelta, Transcript, Word
 
 DEFAULT_URL = "127.0.0.1:8001"
@@ -28,9 +31,13 @@ KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 """A vanished server is noticed in a minute; Triton answers pings no oftener than that without data."""
 MAX_RECONNECT_BACKOFF_MS = 1000
 """Between two attempts to connect. gRPC's own two minutes would leave a client dead long after the server is back."""
+CONVERSATION_HEADER = "triton_voice_conversation"
+"""gRPC metadata with the conversation's id; `triton-voice serve` has Triton hand it on to the models' logs."""
+MAX_CONVERSATION = 64
+_CONVERSATION = re.compile(rf"[\w.-]{{1,{MAX_CONVERSATION}}}", re.ASCII)
 
 
-def _channel_args() -> list[tuple[str, int]]:
+def _channel_args() -> list[tuple[str, Any]]:
     """Options of the connection: tritonclient's own, our keepalive, and a quick return to a server that was away."""
     return [
         ("grpc.max_send_message_length", triton_grpc.MAX_GRPC_MESSAGE_SIZE),
@@ -38,6 +45,8 @@ def _channel_args() -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
+        # gRPC would share one TCP connection between all clients of a process, and a balancer spreads connections.
+        ("grpc.use_local_subchannel_pool", 1),
     ]
 
 
@@ -61,6 +70,16 @@ def _is_last(result: Any) -> bool:
     return bool(result.get_response().parameters["triton_final_response"].bool_param)
 
 
+class _Conversation(InferenceServerClientPlugin):
+    """Adds the conversation's id to the metadata of every call."""
+
+    def __init__(self, conversation: str):
+        self._conversation = conversation
+
+    def __call__(self, request: Any) -> None:
+        request.headers = {**(request.headers or {}), CONVERSATION_HEADER: self._conversation}
+
+
 class TritonVoice:
     """A connection to one server.
 
@@ -69,7 +88,14 @@ class TritonVoice:
     must happen at once.
 
     Args:
-        url: `host:port` of the gRPC endpoint.
+        url: `host:port` of the gRPC endpoint. `grpcs://host:port` connects by TLS with what the environment names, see
+            `Tls.from_environment`.
+        tls: Connects by TLS with these files.
+        conversation: An id for logs: the server's lines about this client's requests carry it. Letters, digits, `_`,
+            `.` and `-`, at most 64; it is no secret and proves nothing.
+
+    Raises:
+        ValueError: The id has other characters or is too long.
 
     Example:
         ```python
@@ -79,8 +105,14 @@ class TritonVoice:
         ```
     """
 
-    def __init__(self, url: str = DEFAULT_URL):
+    def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, conversation: str | None = None):
+        if conversation is not None and not _CONVERSATION.fullmatch(conversation):
+            raise ValueError(
+                f"a conversation's id has 1 to {MAX_CONVERSATION} letters, digits, '_', '.' or '-': {conversation!r}"
+            )
         self.url = url
+        self._tls = tls or (Tls.from_environment() if url.startswith(SCHEME) else None)
+        self._conversation = conversation
         self._client: grpc_aio.InferenceServerClient | None = None
 
     async def __aenter__(self) -> TritonVoice:
@@ -101,7 +133,14 @@ class TritonVoice:
     def client(self) -> grpc_aio.InferenceServerClient:
         """Tritonclient's own client, for what this one does not cover."""
         if self._client is None:
-            self._client = grpc_aio.InferenceServerClient(self.url, channel_args=_channel_args())
+            tls = self._tls
+            self._client = grpc_aio.InferenceServerClient(
+                self.url.removeprefix(SCHEME),
+                channel_args=[*_channel_args(), *(tls.channel_args() if tls else ())],
+                **(tls.arguments() if tls else {}),
+            )
+            if self._conversation is not None:
+                self._client.register_plugin(_Conversation(self._conversation))
         return self._client
 
     async def ready(self, models: tuple[str, ...] = ("parakeet", "nemotron", "magpie")) -> Readiness:

@@ -15,7 +15,8 @@ import tritonclient.grpc.aio as grpc_aio
 from tritonclient.utils import InferenceServerException
 
 from triton_voice.audio import Samples
-from triton_voice.errors import from_triton
+from triton_voice.errors import TritonVoiceError, from_triton
+from triton_voice.tracing import CallSpan
 from triton_voice.types import ASR_SAMPLE_RATE, Transcript, Word
 
 MODEL = "parakeet"
@@ -58,6 +59,7 @@ class RecognitionStream:
         self._started = False
         self._ended = False
         self._audio_s = 0.0
+        self._span: CallSpan | None = None
 
     async def __aenter__(self) -> RecognitionStream:
         """Sends nothing yet: the first piece begins the sequence."""
@@ -68,6 +70,9 @@ class RecognitionStream:
         if self._started and not self._ended:
             self._ended = True
             await asyncio.shield(self._release())
+        if self._span is not None:  # it was left early
+            self._span.tell(cancelled=True)
+            self._span.end()
 
     async def send(self, audio: Samples, finalize: bool = False) -> Transcript:
         """Sends a piece of audio.
@@ -103,6 +108,24 @@ class RecognitionStream:
     async def _request(self, audio: Samples, parameters: dict[str, Any], end: bool) -> Transcript:
         start = not self._started
         self._started = True
+        if start:
+            self._span = CallSpan(self._model)
+        try:
+            transcript = await self._answered(audio, parameters, start, end)
+        except TritonVoiceError as error:
+            self._end_span(error)
+            raise
+        if end:
+            self._end_span()
+        return transcript
+
+    def _end_span(self, error: TritonVoiceError | None = None) -> None:
+        span, self._span = self._span, None
+        if span is not None:
+            span.tell(audio_s=round(self._audio_s, 3))
+            span.end(error)
+
+    async def _answered(self, audio: Samples, parameters: dict[str, Any], start: bool, end: bool) -> Transcript:
         self._audio_s += len(audio) / ASR_SAMPLE_RATE
         sent_at = time.monotonic()
         deadline_s = (
@@ -112,10 +135,13 @@ class RecognitionStream:
             result = await self._client.infer(
                 **self._arguments(audio, start, end, {**(self._parameters if start else {}), **parameters}),
                 client_timeout=deadline_s,
+                headers=self._headers(start or end or bool(parameters)),
             )
         except InferenceServerException as error:
             raise from_triton(error) from error
         words = json.loads(result.as_numpy("WORDS").reshape(-1)[0])
+        if words and self._span is not None:
+            self._span.mark("first words")
         return Transcript(
             text=result.as_numpy("TRANSCRIPT").reshape(-1)[0].decode(),
             words=tuple(Word(**word) for word in words),
@@ -123,6 +149,10 @@ class RecognitionStream:
             audio_s=self._audio_s,
             latency_s=time.monotonic() - sent_at,
         )
+
+    def _headers(self, traced: bool) -> dict[str, str]:
+        """Has the server trace what a user waits for, the start and each end; pieces in between are many and alike."""
+        return self._span.headers() if traced and self._span is not None else {}
 
     async def _release(self) -> None:
         """Ends a stream that is left early or was refused; Triton counts a refused start as a live sequence too.

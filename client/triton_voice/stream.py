@@ -9,7 +9,8 @@ import grpc
 import tritonclient.grpc.aio as grpc_aio
 from tritonclient.utils import InferenceServerException
 
-from triton_voice.errors import from_triton
+from triton_voice.errors import TritonVoiceError, from_triton
+from triton_voice.tracing import CallSpan
 
 
 async def stream_infer(
@@ -32,17 +33,23 @@ async def stream_infer(
     async def only() -> AsyncGenerator[dict[str, Any], None]:
         yield request
 
-    call = client.stream_infer(only())
+    span = CallSpan(request["model_name"])
+    call = client.stream_infer(only(), headers=span.headers())
     ended = False
+    failure: TritonVoiceError | None = None
     try:
         async for result, error in call:
             if error is not None:
                 raise error
+            span.mark("first response")
             yield result
         ended = True
     except (InferenceServerException, grpc.RpcError) as error:
         ended = True
-        raise from_triton(error) from error
+        failure = from_triton(error)
+        raise failure from error
     finally:
         if not ended:
             call.cancel()
+            span.tell(cancelled=True)
+        span.end(failure)

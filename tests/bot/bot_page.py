@@ -154,6 +154,12 @@ class Site:
         self._open.append(browser)
         return browser
 
+    def browser_from(self, address: str) -> Browser:
+        """Opens the page on another machine, as a proxy on this one tells of it."""
+        browser = self.browser()
+        browser.http.headers["X-Forwarded-For"] = address
+        return browser
+
     async def until_free(self) -> None:
         """Waits until nobody converses."""
         async with asyncio.timeout(PATIENCE_S):

@@ -17,6 +17,7 @@ from llm_client import MODEL, OwnServer
 from triton_voice import TritonVoice, checkpoints
 from triton_voice.paths import project_root
 from triton_voice.server import ServerSettings, TritonServer
+from voice_bot.spans import SpanReceiver
 
 HERE = Path(__file__).parent
 _running = contextlib.ExitStack()
@@ -44,10 +45,22 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 @pytest.fixture(scope="session")
-def server(tiny: checkpoints.Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
+def collector() -> Iterator[SpanReceiver]:
+    """Takes the server's spans; Triton makes some only of calls whose caller traces them."""
+    receiver = SpanReceiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture(scope="session")
+def server(
+    tiny: checkpoints.Checkpoints, collector: SpanReceiver, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OwnServer]:
     """The server, started on first use and stopped behind the last test of this folder."""
     repository, environment = forcing_repository(tmp_path_factory.mktemp("bot"))
-    settings = ServerSettings(grpc_port=0, http_port=0, metrics_port=0, device="cpu", model_repository=repository)
+    settings = ServerSettings(
+        grpc_port=0, http_port=0, metrics_port=0, device="cpu", model_repository=repository, trace=collector.url
+    )
     with _running:
         yield OwnServer(_running.enter_context(TritonServer(settings, tiny.weights(), environment)))
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import pytest
 import soundfile
 
 from support import speechlike
-from triton_voice import ModelNotReady, ServerFault, ServerGone, TritonVoice
+from triton_voice import ModelNotReady, ServerFault, ServerFull, ServerGone, TritonVoice
 
 CLI = [str(Path(sys.executable).parent / "triton-voice")]
 START_TIMEOUT_S = 240
@@ -64,15 +65,26 @@ def test_serve_stops_on_signals_and_leaves_no_process(tiny, tmp_path, stop_signa
     assert not list(Path("/dev/shm").glob(f"triton_voice_{serve.pid}_*"))
 
 
-def test_the_server_dies_with_a_killed_serve(tiny, tmp_path):
+def test_nothing_is_left_of_a_serve_that_was_killed_while_a_model_loads(tiny, tmp_path):
+    """A stub that is still loading when its server has gone would wait for it for ever; here it cannot even run."""
     command = [*CLI, "serve", "--only", "parakeet", "--log-file", str(tmp_path / "log"), *FREE_PORTS]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as serve:
+    (tmp_path / "temporary").mkdir()
+    mark = {"TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, **mark}) as serve:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not (children := family(serve.pid)) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        while not (stubs := stubs_of(serve)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        left = processes_with(mark)
+        stubs[0].suspend()  # a load that takes longer than Triton waits for it
         serve.kill()
-    _, alive = psutil.wait_procs(children, timeout=180)  # a stub that imports notices late
+    _, alive = psutil.wait_procs(left, timeout=120)
     assert not alive
+    assert not list((tmp_path / "temporary").iterdir())
+    assert not list(Path("/dev/shm").glob(f"triton_voice_{serve.pid}_*"))
+
+
+def stubs_of(serve: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [p for p in family(serve.pid) if p.name().startswith("triton_python_b")]
 
 
 def start_serve(log: Path, *options: str, only: str = "parakeet") -> tuple[subprocess.Popen[str], str]:
@@ -83,16 +95,31 @@ def start_serve(log: Path, *options: str, only: str = "parakeet") -> tuple[subpr
 
 
 def next_endpoint(serve: subprocess.Popen[str]) -> str:
+    return read_until(serve, r"ready  gRPC (\S+)").group(1)
+
+
+def read_until(serve: subprocess.Popen[str], pattern: str) -> re.Match[str]:
     seen = ""
-    while not (found := re.search(r"ready  gRPC (\S+)", seen)):
+    while not (found := re.search(pattern, seen)):
         line = serve.stderr.readline()
         assert line, seen
         seen += line
-    return found.group(1)
+    return found
+
+
+@contextlib.contextmanager
+def killed_on_failure(serve: subprocess.Popen[str]) -> Iterator[None]:
+    """Waits for the end of `serve`, but not after a failed assertion."""
+    with serve:
+        try:
+            yield
+        except BaseException:
+            serve.kill()
+            raise
 
 
 def kill_stub(serve: subprocess.Popen[str]) -> None:
-    [stub] = [p for p in family(serve.pid) if p.name().startswith("triton_python_b")]
+    [stub] = stubs_of(serve)
     stub.kill()
 
 
@@ -145,11 +172,12 @@ def test_a_dead_llm_engine_ends_serve(tiny, tmp_path):
     assert not alive
 
 
-def test_a_supervised_server_comes_back(tiny, tmp_path):
-    serve, _ = start_serve(tmp_path / "log", "--supervise")
-    with serve:
+def test_a_supervised_server_comes_back_where_it_was(tiny, tmp_path):
+    serve, first = start_serve(tmp_path / "log", "--supervise")
+    with killed_on_failure(serve):
         kill_stub(serve)
         endpoint = next_endpoint(serve)
+        assert endpoint == first
 
         async def hear() -> bool:
             async with TritonVoice(endpoint) as voice, voice.open_stream() as stream:
@@ -160,6 +188,46 @@ def test_a_supervised_server_comes_back(tiny, tmp_path):
         serve.send_signal(signal.SIGTERM)
         serve.stderr.read()
     assert serve.returncode == 0
+
+
+def test_a_dead_llm_engine_is_replaced_under_supervision_and_no_caller_notices(tiny, tmp_path):
+    """And a reply that would take minutes does not hold the stop up: its client is told."""
+    serve, endpoint = start_serve(tmp_path / "log", "--supervise", only="parakeet,nemotron")
+
+    async def talk() -> None:
+        async with TritonVoice(endpoint) as voice, voice.open_stream() as stream:
+            await stream.send(speechlike(0.5))
+            [engine] = [p for p in family(serve.pid) if "EngineCore" in " ".join(p.cmdline())]
+            engine.kill()
+            loaded = asyncio.create_task(asyncio.to_thread(read_until, serve, "nemotron ready again"))
+            while not loaded.done():
+                await stream.send(speechlike(0.5))  # the same stream, so the server behind it is not restarted
+                await asyncio.sleep(0.5)
+            await loaded
+            assert (await stream.end()).is_final
+
+    async def say_goodbye() -> None:
+        async with TritonVoice(endpoint) as voice:
+            told = False
+            async for _ in voice.chat("Hello.", max_tokens=30000, ignore_eos=True):
+                if not told:
+                    serve.send_signal(signal.SIGTERM)
+                    told = True
+
+    with killed_on_failure(serve):
+        asyncio.run(talk())
+        with pytest.raises(ServerFull, match="the server is stopping"):
+            asyncio.run(say_goodbye())
+        serve.stderr.read()
+    assert serve.returncode == 0
+
+
+def test_a_place_that_cannot_be_written_is_named(tiny):
+    done = run("serve", "--only", "parakeet", "--log-file", "/proc/nowhere/log", *FREE_PORTS)
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "/proc/nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_port_in_use_is_named(tiny):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from support import speechlike
-from triton_voice import SequenceLost, ServerFull, TritonVoice
+from triton_voice import InvalidInput, SequenceLost, ServerFull, TritonVoice
 from triton_voice.server import ServerError, ServerSettings, TritonServer, Weights
 
 IDLE_S = 3.0
+MAX_STREAM_S = 30
 
 
 def settings(tmp_path_factory) -> ServerSettings:
@@ -23,7 +24,7 @@ def settings(tmp_path_factory) -> ServerSettings:
 
 @pytest.fixture(scope="module")
 def small(tiny, tmp_path_factory):
-    limits = {"PARAKEET_MAX_STREAMS": "2", "PARAKEET_IDLE_S": str(IDLE_S)}
+    limits = {"PARAKEET_MAX_STREAMS": "2", "PARAKEET_IDLE_S": str(IDLE_S), "PARAKEET_MAX_STREAM_S": str(MAX_STREAM_S)}
     weights = Weights(parakeet=str(tiny.parakeet))
     with TritonServer(settings(tmp_path_factory), weights, environment=limits) as server:
         yield server
@@ -44,6 +45,14 @@ async def test_a_third_caller_is_refused_in_time_and_let_in_when_one_leaves(smal
             await waiting
             await fourth.end()
         await second.end()
+
+
+async def test_a_stream_that_never_ends_is_stopped_and_what_it_said_can_still_be_had(small):
+    async with TritonVoice(small.grpc_url) as voice, voice.open_stream() as stream:
+        await stream.send(speechlike(0.9 * MAX_STREAM_S))
+        with pytest.raises(InvalidInput, match=r"at most 0.5 minutes of audio; end this one and begin another"):
+            await stream.send(speechlike(0.2 * MAX_STREAM_S))
+        assert (await stream.end()).is_final
 
 
 async def test_lost_callers_never_exhaust_the_slots(small):

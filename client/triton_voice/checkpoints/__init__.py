@@ -23,10 +23,7 @@ from triton_voice.server.settings import Weights
 
 Size = Literal["tiny", "full"]
 PARTS = ("parakeet", "magpie", "llm")
-TRAINED_NOTE = (
-    "small trained checkpoints: they know one small household world and nothing else, and their voice can not be "
-    "understood yet"
-)
+TRAINED_NOTE = "small trained checkpoints: they know one small household world and nothing else"
 RANDOM_WEIGHTS_NOTE = "random weights: what it hears, thinks and says is nonsense"
 
 

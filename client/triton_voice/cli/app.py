@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 from pydantic import ValidationError
 
-from triton_voice.cli import bench, bot, chat, checkpoints, demo, doctor, serve, speak, transcribe
+from triton_voice.cli import bench, bot, chat, checkpoints, demo, doctor, download, serve, speak, transcribe
 from triton_voice.cli import eval as evaluation
 from triton_voice.cli.console import fail
 from triton_voice.errors import TritonVoiceError
@@ -26,6 +26,7 @@ app.command("chat")(chat.chat)
 app.command("bot")(bot.bot)
 app.command("talk")(bot.talk)
 app.command("doctor")(doctor.doctor)
+app.command("download")(download.download)
 app.command("checkpoints")(checkpoints.checkpoints)
 app.command("eval")(evaluation.evaluate)
 app.add_typer(bench.app, name="bench")

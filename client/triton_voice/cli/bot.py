@@ -18,6 +18,7 @@ from triton_voice.cli import weights as weight_options
 from triton_voice.cli.console import err, fail
 from triton_voice.cli.serving import running, stop_on_signals
 from triton_voice.client import DEFAULT_URL, TritonVoice
+from triton_voice.logs import JsonLines
 from triton_voice.paths import project_root
 from triton_voice.server import ServerSettings, TritonServer
 
@@ -28,7 +29,7 @@ URL_VARIABLE = "TRITON_VOICE_URL"
 """The endpoint for every command; the bot's own TRITON_VOICE_BOT_SERVER goes before it."""
 TALK_FIELDS = (
     "server", "voice", "language", "languages", "greeting", "reply_tokens", "temperature", "history", "idle_minutes",
-    "record",
+    "record", "log_format", "trace", "trace_content",
 )  # fmt: skip
 """Settings that a conversation without a page has."""
 GRACE_S = 5
@@ -96,8 +97,8 @@ def bot(
 
     Every option of the bot is also an environment variable, TRITON_VOICE_BOT_<OPTION>.
     """
-    _prepare(verbose)
-    with stop_on_signals(), _with_server(chosen, serve, models) as settings:
+    _prepare()
+    with stop_on_signals(), _with_server(chosen, serve, models) as settings, _watched(settings, verbose):
         import uvicorn
 
         from voice_bot.web import create_app
@@ -109,7 +110,8 @@ def bot(
             loop="asyncio",  # the same everywhere, whether or not the environment has uvloop
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
-            log_level="warning",
+            log_config=None,  # the bot's own, see `_watched`
+            access_log=False,
             timeout_graceful_shutdown=GRACE_S,
         )
         server = uvicorn.Server(config)
@@ -130,11 +132,11 @@ def talk(
 
     Use headphones: the bot hears itself otherwise.
     """
-    _prepare(verbose)
+    _prepare()
     from voice_bot.local_audio import check_devices
 
     check_devices()
-    with stop_on_signals(), _with_server(chosen, serve, models) as settings:
+    with stop_on_signals(), _with_server(chosen, serve, models) as settings, _watched(settings, verbose):
         from voice_bot.talk import talk as converse
 
         err.print("[bold green]listening[/]   Ctrl-C stops")
@@ -143,16 +145,33 @@ def talk(
         err.print("stopped")
 
 
-def _prepare(verbose: bool) -> None:
+def _prepare() -> None:
     if not _find_bot():
         fail("the bot is not installed: it is in the folder bot of a checkout; run `make setup`")
     for package in ("pipecat", "fastapi", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             fail(f"{package} is not installed: pip install triton-voice[bot]")
-    from loguru import logger
 
-    logger.remove()
-    logger.add(sys.stderr, level="DEBUG" if verbose else "WARNING")
+
+@contextlib.contextmanager
+def _watched(settings: BotSettings, verbose: bool) -> Iterator[None]:
+    """With the log and the traces as they were asked for."""
+    from voice_bot import logs, tracing
+
+    as_json = settings.log_format == "json"
+    if as_json:
+        err.file = JsonLines(sys.stdout, "bot")  # type: ignore[assignment]
+    logs.set_up(settings.log_format, verbose, sys.stdout if as_json else sys.stderr)
+    if settings.trace is None:
+        yield
+        return
+    if package := tracing.missing():
+        fail(f"--trace needs {package}: pip install triton-voice[tracing]")
+    provider = tracing.set_up(settings.trace, settings.trace_content)
+    try:
+        yield
+    finally:
+        provider.shutdown()
 
 
 def _bind(config: Any) -> Any:
@@ -184,7 +203,8 @@ def _with_server(chosen: dict[str, Any], serve: bool, models: Path | None) -> It
         yield settings
         return
     weights = weight_options.resolve(models, False, None, None, None, None)
-    with running(TritonServer(ServerSettings(grpc_port=0, http_port=0, metrics_port=0), weights)) as server:
+    own = ServerSettings(grpc_port=0, http_port=0, metrics_port=0, trace=settings.trace)
+    with running(TritonServer(own, weights)) as server:
         notice = settings.notice or (_sentence(weights.label) if "random" in weights.label else None)
         yield settings.model_copy(update={"server": server.grpc_url, "notice": notice})
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from triton_voice import checkpoints
 from triton_voice.cli.console import URL, Url, out
 from triton_voice.client import TritonVoice
+from triton_voice.download import DownloadError, Lock, layout
 from triton_voice.paths import project_root
 from triton_voice.server.locate import find_tritonserver
 
@@ -103,6 +104,20 @@ def _weights() -> Finding:
         return None, str(error)
 
 
+def _downloaded() -> Finding:
+    folder = Path(os.environ.get("TRITON_VOICE_MODELS") or layout.default_folder()).expanduser()
+    try:
+        lock = Lock.read(folder)
+        there = layout.present(folder, lock, lock.parts)
+    except DownloadError as error:
+        return False, str(error)
+    if not there:
+        return None, f"none in {folder}; `triton-voice download` gets the published ones"
+    if torn := [part for part, whole in there.items() if not whole]:
+        return False, f"{', '.join(torn)} in {folder} not whole: run `triton-voice download` again"
+    return True, f"{', '.join(f'{part} ({lock.parts[part].repository})' for part in there)} in {folder}"
+
+
 def _server(url: str) -> Finding:
     async def ask() -> Finding:
         async with TritonVoice(url) as voice:
@@ -131,6 +146,7 @@ def doctor(server: Url = URL) -> None:
         "vllm": _vllm,
         "model repository": _repository,
         "weights": _weights,
+        "downloaded": _downloaded,
         "running server": lambda: _server(server),
     }
     table = Table(show_header=False, box=None, pad_edge=False)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import sys
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -12,12 +16,15 @@ import typer
 from triton_voice.cli import weights as weight_options
 from triton_voice.cli.console import err, fail
 from triton_voice.cli.serving import running
-from triton_voice.server import MODELS, ServerSettings, TritonServer
+from triton_voice.logs import JsonLines, following, triton_line
+from triton_voice.server import MODELS, LoadEvent, ServerError, ServerSettings, TritonServer
 from triton_voice.server.settings import Device
 
 LIVENESS_POLL_S = 0.5
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
+RESTART_PAUSE_S = 5.0
+"""After a restart that failed, e.g. for want of disk or memory that may come free."""
 
 
 def serve(
@@ -35,9 +42,14 @@ def serve(
     metrics_port: Annotated[int | None, typer.Option(help="Default: 8002; 0 takes a free one.")] = None,
     log_file: Annotated[Path | None, typer.Option(help="Triton's and the models' log.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Triton's verbose log.")] = False,
-    supervise: Annotated[bool, typer.Option("--supervise", help="Start again when a model's process dies.")] = False,
+    log_format: Annotated[str | None, typer.Option(help="text, or json: one object a line, to stdout.")] = None,
+    trace: Annotated[str | None, typer.Option(help="OTLP/HTTP URL for the spans of calls that are traced.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) of gRPC; HTTP is then for loopback.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help="Clients need a certificate from one of these.")] = None,
+    supervise: Annotated[bool, typer.Option("--supervise", help="Start again what dies or hangs.")] = False,
 ) -> None:
-    """Start tritonserver with the three models and stay until Ctrl-C, or until one of their processes dies.
+    """Start tritonserver with the three models and stay until Ctrl-C, or until something dies or hangs.
 
     Every option is also an environment variable, TRITON_VOICE_<OPTION>, e.g. TRITON_VOICE_GRPC_PORT.
     """
@@ -50,34 +62,100 @@ def serve(
         "log_file": log_file,
         "verbose": verbose or None,
         "only": only,
+        "log_format": log_format,
+        "trace": trace,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
     }
     settings = ServerSettings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
-    weights = weight_options.resolve(models, hub, parakeet, magpie, codec, llm)
-    restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
+    weights = weight_options.resolve(models, hub, parakeet, magpie, codec, llm, settings.only)
+    if settings.log_format == "json":
+        err.file = JsonLines(sys.stdout, "serve")  # type: ignore[assignment]
+    restarts = Restarts()
+    server = TritonServer(settings, weights)
+    # A server that is started again comes back where its clients look for it, also when the ports were chosen freely.
+    ports = {"grpc_port": server.grpc_port, "http_port": server.http_port, "metrics_port": server.metrics_port}
+    settings = settings.model_copy(update=ports)
+    came_up = False
     try:
         while True:
-            reason = _serve_once(TritonServer(settings, weights))
+            try:
+                reason = _serve_once(server, restarts if supervise else None)
+                came_up = True
+            except ServerError as error:
+                if not came_up:  # what never worked is not mended by trying again
+                    raise
+                reason = str(error)
+                time.sleep(RESTART_PAUSE_S)
             if not supervise:
                 fail(reason)
-            if len(restarts) == MAX_RESTARTS and time.monotonic() - restarts[0] < RESTART_WINDOW_S:
+            if not restarts.allow():
                 fail(
                     reason, f"It was restarted {MAX_RESTARTS} times in {RESTART_WINDOW_S / 60:.0f} minutes: giving up."
                 )
-            restarts.append(time.monotonic())
             err.print(f"[bold red]{reason}[/]; restarting", soft_wrap=True)
+            server = TritonServer(settings, weights)
     except KeyboardInterrupt:
         err.print("stopped")
 
 
-def _serve_once(server: TritonServer) -> str:
-    """Serves until something dies; returns what, in words. The server is stopped by then: nobody waits for the dead."""
-    with running(server):
+class Restarts:
+    """Counts restarts, of the server and of single models, so that a fault that stays does not go on for ever."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=MAX_RESTARTS)
+
+    def allow(self) -> bool:
+        """Counts one more, unless there were too many of late."""
+        now = time.monotonic()
+        if len(self._times) == MAX_RESTARTS and now - self._times[0] < RESTART_WINDOW_S:
+            return False
+        self._times.append(now)
+        return True
+
+
+def _serve_once(server: TritonServer, restarts: Restarts | None) -> str:
+    """Serves until something dies; returns what, in words. The server is stopped by then: nobody waits for the dead.
+
+    Args:
+        server: Not started yet.
+        restarts: What models that unloaded themselves may be loaded again from; None loads none again.
+    """
+    reloads: queue.SimpleQueue[LoadEvent] = queue.SimpleQueue()
+    with _log_of(server), running(server):
         err.print(
-            f"[bold green]ready[/]  gRPC {server.grpc_url}   HTTP {server.settings.host}:{server.http_port}   "
+            f"[bold green]ready[/]  gRPC {server.grpc_url}   HTTP {server.settings.http_host}:{server.http_port}   "
             f"metrics {server.metrics_url}   Ctrl-C stops",
             soft_wrap=True,
         )
         while (code := server.wait(LIVENESS_POLL_S)) is None:
-            if dead := server.dead_models():
-                return f"{', '.join(dead)} died; log: {server.log_file}"
+            health = server.health()
+            if health.dead or health.hangs:
+                server.stop(drain=False)
+                what = f"{', '.join(health.dead)} died" if health.dead else f"no answer for {health.silent_s:.0f} s"
+                return f"{what}; log: {server.log_file}"
+            for model in health.unloaded:
+                if restarts is None or not restarts.allow():
+                    return f"{model} died; log: {server.log_file}"
+                err.print(f"[bold red]{model} died[/] and was unloaded; loading it again, the others go on")
+                _reload(server, model, reloads)
+            with contextlib.suppress(queue.Empty):
+                event = reloads.get_nowait()
+                if event.state == "failed":
+                    return f"{event.model} could not be loaded again: {event.detail}; log: {server.log_file}"
+                err.print(f"{event.model} {event.state} again after {event.seconds:.1f} s")
         return f"tritonserver ended by itself with code {code}; log: {server.log_file}"
+
+
+def _log_of(server: TritonServer) -> contextlib.AbstractContextManager[None]:
+    """Triton's log on stdout too, line by line, where JSON was asked for."""
+    if server.settings.log_format == "text":
+        return contextlib.nullcontext()
+    return following(server.log_file, lambda line: print(triton_line(line), flush=True))
+
+
+def _reload(server: TritonServer, model: str, done: queue.SimpleQueue[LoadEvent]) -> None:
+    """Loads a model again beside the watch over the others; Ctrl-C does not wait for it."""
+    server.forget(model)
+    threading.Thread(target=lambda: done.put(server.load(model)), daemon=True).start()

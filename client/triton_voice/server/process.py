@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import dataclasses
 import os
 import re
 import secrets
-import shutil
 import signal
-import site
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
-from triton_voice.paths import cache_dir, project_root
+from triton_voice.paths import cache_dir
+from triton_voice.server import launch, lifeline, tls
 from triton_voice.server.locate import STUB, TritonInstall, find_tritonserver
 from triton_voice.server.settings import ServerSettings, Weights
 
 ENDPOINT_TIMEOUT_S = 60.0
 POLL_S = 0.05
 READY_TIMEOUT_S = 5.0
-STUB_TIMEOUT_S = 180
-"""The stub answers Triton only after its imports, and NeMo's and vLLM's take tens of seconds on a slow disk."""
-DRAIN_S = 15
-"""What Triton waits, when it stops, for requests in flight (a live sequence counts as one, however silent it is) and
-for the models to unload."""
-PR_SET_PDEATHSIG = 1
-ADMIN_KEY = "admin"
+SILENCE_S = 30.0
+"""A running tritonserver that answers no health check for so long hangs; it answers them from threads of their own."""
 
 
 class ServerError(RuntimeError):
@@ -70,16 +63,33 @@ class LoadEvent:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class Health:
+    """What is wrong with a server whose process runs.
+
+    Attributes:
+        dead: Models whose process has ended. Triton 2.51 goes on calling them ready, leaves their requests in flight
+            unanswered and fails new ones; only a new tritonserver helps, and it alone ends those requests.
+        unloaded: Models that Triton no longer has, because they unloaded themselves, as the vllm backend does when its
+            engine dies. Their requests have been answered; they can be loaded again beside the others.
+        silent_s: Seconds since the server last answered; 0 if it just did.
+    """
+
+    dead: tuple[str, ...] = ()
+    unloaded: tuple[str, ...] = ()
+    silent_s: float = 0.0
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the server has not answered for too long."""
+        return self.silent_s > SILENCE_S
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """Returns a TCP port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def has_cuda_device() -> bool:
-    """Tells whether an NVIDIA driver is there, without importing torch."""
-    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
 
 
 def plain_load_error(message: str) -> str:
@@ -96,11 +106,6 @@ def _runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _die_with_parent() -> None:
-    """Runs in the child: asks Linux for a SIGTERM when the parent dies, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class TritonServer:
@@ -129,7 +134,9 @@ class TritonServer:
         self.install = install or find_tritonserver()
         self._extra_environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
-        self._run_dir: Path | None = None
+        self._traces: lifeline.Traces | None = None
+        self._lifeline: subprocess.Popen[bytes] | None = None
+        self._answered_at = 0.0
         self._stubs: dict[str, psutil.Process] = {}
         self._monitor: triton_grpc.InferenceServerClient | None = None
         self._admin_key = secrets.token_hex(16)
@@ -177,24 +184,59 @@ class TritonServer:
             ServerError: A port is taken, or the process ended or did not answer.
         """
         self._check_ports()
-        self._run_dir = Path(tempfile.mkdtemp(prefix="triton-voice-"))
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command(self._run_dir),
-                env=self._environment(self._run_dir),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self._run_dir,
-                start_new_session=True,  # Ctrl-C reaches us alone; we stop the server in order
-                preexec_fn=_die_with_parent,
-            )
         try:
+            self._launch()
             self._wait_for_endpoint()
+        except OSError as error:
+            self.stop()
+            where = f" ({error.filename})" if error.filename else ""
+            raise ServerError(f"the server's files cannot be written: {error.strerror}{where}") from error
         except BaseException:
             self.stop()
             raise
+
+    def _launch(self) -> None:
+        run_dir = Path(tempfile.mkdtemp(prefix="triton-voice-"))
+        self._traces = lifeline.Traces(str(run_dir), f"triton_voice_{os.getpid()}_{self.grpc_port}_")
+        ports = launch.Ports(self.grpc_port, self.http_port, self.metrics_port)
+        plan = launch.Launch(
+            settings=self.settings,
+            weights=self.weights,
+            install=self.install,
+            ports=ports,
+            run_dir=run_dir,
+            shm_prefix=self._traces.shm_prefix,
+            admin_key=self._admin_key,
+            extra_environment=self._extra_environment,
+        )
+        plan.lay_out_backends()
+        self._lifeline = subprocess.Popen(
+            lifeline.command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._tell_lifeline()
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                plan.command(),
+                env=plan.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=run_dir,
+                start_new_session=True,  # Ctrl-C reaches us alone; we stop the server in order
+            )
+        self._traces = dataclasses.replace(self._traces, session=self._process.pid)
+        self._tell_lifeline()
+
+    def _tell_lifeline(self) -> None:
+        assert self._lifeline is not None and self._lifeline.stdin is not None and self._traces is not None
+        with contextlib.suppress(BrokenPipeError):  # somebody killed it; the server works without
+            self._lifeline.stdin.write(lifeline.line(self._traces))
+            self._lifeline.stdin.flush()
 
     def load_models(self, on_event: Callable[[LoadEvent], None] = lambda event: None) -> None:
         """Loads the models in order, the language model first and alone where memory is shared with a GPU.
@@ -207,7 +249,7 @@ class TritonServer:
         """
         wanted = list(self.settings.only)
         waves = [[m for m in wanted if m == "nemotron"], [m for m in wanted if m != "nemotron"]]
-        if not self._uses_cuda():
+        if not launch.uses_cuda(self.settings):
             waves = [wanted]
         failures: list[LoadEvent] = []
 
@@ -229,24 +271,37 @@ class TritonServer:
             raise ServerError(f"{len(failures)} of {len(wanted)} models did not load. {reasons}", self.log_file)
         self._stubs = self._find_stubs(wanted)
 
-    def dead_models(self) -> list[str]:
-        """Returns the models that do not serve any more, though they did.
+    def load(self, model: str) -> LoadEvent:
+        """Loads one model beside the others, e.g. one that has unloaded itself; returns the outcome."""
+        event = self._load_one(model, lambda event: None)
+        if event.state == "ready":
+            self._stubs.update(self._find_stubs([model]))
+        return event
 
-        Two ways to tell: the process is gone (Triton 2.51 goes on calling such a model ready, leaves its requests in
-        flight unanswered and fails new ones), or Triton says that it is not ready (the vllm backend unloads itself when
-        its engine dies).
-        """
-        if not self._stubs:
-            return []
-        gone = [name for name, stub in self._stubs.items() if not _runs(stub)]
+    def forget(self, model: str) -> None:
+        """Leaves a model out of `health` until it is loaded again."""
+        self._stubs.pop(model, None)
+
+    def health(self) -> Health:
+        """Looks whether all models that were loaded still serve; takes at most `READY_TIMEOUT_S` a model."""
+        stubs = dict(self._stubs)
+        if not stubs:
+            return Health()
         if self._monitor is None:
-            self._monitor = triton_grpc.InferenceServerClient(self.grpc_url)
-        unready: list[str] = []
-        with contextlib.suppress(InferenceServerException):  # the server itself ends or is busy; `wait` tells which
-            for name in self._stubs:
+            self._monitor = self._client()
+            self._answered_at = time.monotonic()
+        dead, unloaded = [], []
+        try:
+            for name, stub in stubs.items():
+                runs = _runs(stub)  # asked first: a model that unloads itself is not ready before its process ends
                 if not self._monitor.is_model_ready(name, client_timeout=READY_TIMEOUT_S):
-                    unready.append(name)
-        return sorted({*gone, *unready})
+                    unloaded.append(name)
+                elif not runs:
+                    dead.append(name)
+            self._answered_at = time.monotonic()
+        except InferenceServerException:  # the server itself ends, is busy or hangs; `wait` and the silence tell which
+            dead = [name for name, stub in stubs.items() if not _runs(stub)]
+        return Health(tuple(sorted(dead)), tuple(sorted(unloaded)), time.monotonic() - self._answered_at)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Waits for the process to end; returns its exit code, or None when the time is up first."""
@@ -257,44 +312,48 @@ class TritonServer:
         except subprocess.TimeoutExpired:
             return None
 
-    def stop(self) -> None:
+    def stop(self, drain: bool = True) -> None:
         """Stops the server and every process it started, in order if it lets us, by force if not. Idempotent.
 
         An interrupt (Ctrl-C, once more) while it waits stops it by force at once.
+
+        Args:
+            drain: Let requests in flight end. Of no use for a server with a dead model, whose requests never end.
         """
         process, self._process = self._process, None
-        self._stubs = {}
+        stubs, self._stubs = self._stubs, {}
         if self._monitor is not None:
             self._monitor.close()
             self._monitor = None
-        if process is not None:
-            family = self._family(process.pid)
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                try:
+        if process is not None and process.poll() is None:
+            try:
+                if drain:
+                    process.send_signal(signal.SIGTERM)
+                    # Triton tells no model that it stops. The language model's process takes this signal for that word
+                    # and ends its replies in time; Python backend stubs ignore it otherwise.
+                    for stub in stubs.values():
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            stub.terminate()
                     process.wait(self.settings.stop_timeout_s)
-                except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                    family = list({*family, *self._family(process.pid)})
-                    process.kill()
-                    process.wait()
-            _, survivors = psutil.wait_procs(family, timeout=2.0)
-            for survivor in survivors:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    survivor.kill()
-            psutil.wait_procs(survivors, timeout=5.0)
-            self._remove_shared_memory()
-        if self._run_dir is not None:
-            shutil.rmtree(self._run_dir, ignore_errors=True)
-            self._run_dir = None
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                pass
+            finally:
+                process.kill()  # does nothing to one that has ended
+                process.wait()
+        if self._traces is not None:
+            self._traces.end_family()
+            self._traces.remove_files()
+            self._traces = None
+        if self._lifeline is not None:
+            self._lifeline.kill()
+            self._lifeline.communicate()
+            self._lifeline = None
 
     def log_tail(self, lines: int = 20) -> str:
         """Returns the end of the log."""
         if not self.log_file.exists():
             return ""
         return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
-
-    def _uses_cuda(self) -> bool:
-        return self.settings.device == "cuda" or (self.settings.device == "auto" and has_cuda_device())
 
     def _check_ports(self) -> None:
         host = self.settings.host
@@ -310,71 +369,17 @@ class TritonServer:
                         f"with --{what.lower()}-port"
                     ) from error
 
-    def _lay_out_backends(self, run_dir: Path) -> Path:
-        """Makes the backends folder: Triton's python backend with this Python's stub, and ours for vLLM."""
-        backends = run_dir / "backends"
-        python = backends / "python"
-        python.mkdir(parents=True)
-        for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
-            shutil.copy(self.install.python_backend / name, python / name)
-        shutil.copy(self.install.stub, python / STUB)
-        (backends / "vllm").symlink_to(project_root() / "backends" / "vllm")
-        return backends
-
-    def _command(self, run_dir: Path) -> list[str]:
-        s = self.settings
-        repository = s.model_repository or project_root() / "model_repository"
-        shm_prefix = self._shm_prefix()
-        return [
-            str(self.install.binary),
-            f"--model-repository={repository}",
-            f"--backend-directory={self._lay_out_backends(run_dir)}",
-            "--model-control-mode=explicit",
-            f"--grpc-restricted-protocol=model-repository:{ADMIN_KEY}={self._admin_key}",
-            f"--http-restricted-api=model-repository:{ADMIN_KEY}={self._admin_key}",
-            f"--grpc-address={s.host}",
-            f"--http-address={s.host}",
-            f"--metrics-address={s.host}",
-            f"--grpc-port={self.grpc_port}",
-            f"--http-port={self.http_port}",
-            f"--metrics-port={self.metrics_port}",
-            f"--exit-timeout-secs={DRAIN_S}",
-            f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
-            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-            f"--backend-config=vllm,stub-timeout-seconds={STUB_TIMEOUT_S}",
-            f"--backend-config=vllm,shm-region-prefix-name={shm_prefix}",
-            f"--log-verbose={int(s.verbose)}",
-        ]
-
-    def _shm_prefix(self) -> str:
-        return f"triton_voice_{os.getpid()}_{self.grpc_port}_"
-
-    def _environment(self, run_dir: Path) -> dict[str, str]:
-        env = dict(os.environ)
-        env.update(self.weights.environment())
-
-        def prepend(name: str, *values: str) -> None:
-            env[name] = os.pathsep.join([v for v in (*values, env.get(name, "")) if v])
-
-        prepend("LD_LIBRARY_PATH", *(str(d) for d in self.install.library_dirs))
-        prepend("PATH", str(Path(sys.executable).parent))
-        prepend("PYTHONPATH", *site.getsitepackages())
-        env["PYTHONPYCACHEPREFIX"] = str(run_dir / "pycache")  # nothing is written into the model repository
-        env.setdefault("PYTHONUNBUFFERED", "1")
-        env.setdefault("LC_ALL", "C.UTF-8")
-        if self.settings.device != "auto":
-            env["PARAKEET_DEVICE"] = env["MAGPIE_DEVICE"] = self.settings.device
-        if not self._uses_cuda():
-            env["CUDA_VISIBLE_DEVICES"] = ""
-            # Three models share the cores; left alone, torch gives each model all of them and they wait on each other.
-            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 3)))
-        env.update(self._extra_environment)
-        return env
+    def _client(self) -> triton_grpc.InferenceServerClient:
+        connection = tls.local_connection(self.settings)
+        if connection is None:
+            return triton_grpc.InferenceServerClient(self.grpc_url)
+        arguments: Any = connection.arguments()
+        return triton_grpc.InferenceServerClient(self.grpc_url, channel_args=connection.channel_args(), **arguments)
 
     def _wait_for_endpoint(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + ENDPOINT_TIMEOUT_S
-        with contextlib.closing(triton_grpc.InferenceServerClient(self.grpc_url)) as client:
+        with contextlib.closing(self._client()) as client:
             while time.monotonic() < deadline:
                 if (code := self._process.poll()) is not None:
                     raise ServerError(f"tritonserver ended with code {code}:\n{self.log_tail()}", self.log_file)
@@ -389,11 +394,11 @@ class TritonServer:
     def _load_one(self, model: str, on_event: Callable[[LoadEvent], None]) -> LoadEvent:
         on_event(LoadEvent(model, "loading"))
         start = time.monotonic()
-        with contextlib.closing(triton_grpc.InferenceServerClient(self.grpc_url)) as client:
+        with contextlib.closing(self._client()) as client:
             try:
                 client.load_model(
                     model,
-                    headers={f"triton-grpc-protocol-{ADMIN_KEY}": self._admin_key},
+                    headers={f"triton-grpc-protocol-{launch.ADMIN_KEY}": self._admin_key},
                     client_timeout=self.settings.load_timeout_s,
                 )
                 event = LoadEvent(model, "ready", time.monotonic() - start)
@@ -408,32 +413,12 @@ class TritonServer:
     def _find_stubs(self, models: list[str]) -> dict[str, psutil.Process]:
         """Finds the process of each model: Python backend stubs get the path of their `model.py` as an argument."""
         stubs = {}
-        for process in self._descendants(self._process.pid) if self._process else []:
+        for pid in self._traces.family() if self._traces else ():
             with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
                 words = process.cmdline()
                 if words and words[0].endswith(STUB):
                     for model in models:
                         if any(f"/{model}/" in word for word in words[1:]):
                             stubs[model] = process
         return stubs
-
-    def _family(self, pid: int) -> list[psutil.Process]:
-        """Returns the server's descendants and its stubs, which a crashed server leaves behind without a parent."""
-        stubs = set()
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if str(self._run_dir) in " ".join(process.cmdline()[:1]):
-                    stubs |= {process, *process.children(recursive=True)}
-        return list(stubs.union(self._descendants(pid)))
-
-    @staticmethod
-    def _descendants(pid: int) -> list[psutil.Process]:
-        try:
-            return psutil.Process(pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
-
-    def _remove_shared_memory(self) -> None:
-        """Removes regions that a killed server or stub left behind; an orderly stop leaves none."""
-        for region in Path("/dev/shm").glob(f"{self._shm_prefix()}*"):
-            region.unlink(missing_ok=True)

@@ -27,6 +27,10 @@ COUNTS = {
     "refused": ("magpie_refused_total", "COUNTER", "Requests refused because the queue was full"),
     "frames": ("magpie_frames_total", "COUNTER", "Codec frames decoded"),
 }
+LIMITS = {
+    "max_streams": ("magpie_max_streams", "Utterances that can be decoded at once"),
+    "max_queue": ("magpie_max_queue", "Requests that may wait for a slot"),
+}
 LABELS = {"model": "magpie"}
 
 
@@ -47,6 +51,23 @@ class _Count:
             self._metric.set(value)
         elif change:
             self._metric.increment(change)
+
+
+class _Sum:
+    """Adds up events for a counter."""
+
+    def __init__(self, name: str, description: str) -> None:
+        self._family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+        self._metric = self._family.Metric(labels=LABELS)
+        self.pending = 0.0
+
+    def take(self) -> float:
+        pending, self.pending = self.pending, 0.0
+        return pending
+
+    def publish(self, value: float) -> None:
+        if value:
+            self._metric.increment(value)
 
 
 class _Histogram:
@@ -88,14 +109,29 @@ class _Histogram:
 
 
 class Metrics(Observer):
-    """Turns the engine's events and counts into metrics."""
+    """Turns the engine's events and counts into metrics.
 
-    def __init__(self) -> None:
+    Args:
+        max_streams: Utterances that can be decoded at once.
+        max_queue: Requests that may wait.
+    """
+
+    def __init__(self, max_streams: int, max_queue: int) -> None:
+        self._limits = []  # kept: Triton drops a family's metrics with the family
+        for (name, description), value in zip(LIMITS.values(), (max_streams, max_queue), strict=True):
+            family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)
+            metric = family.Metric(labels=LABELS)
+            metric.set(value)
+            self._limits.append((family, metric))
         self._step = _Histogram("magpie_step_seconds", "Duration of a decoding step, audio included", SECONDS)
         self._batch = _Histogram("magpie_step_streams", "Utterances in a decoding step", STREAMS)
         self._first = _Histogram("magpie_first_audio_seconds", "From a request to its first audio", SECONDS)
         self._speed = _Histogram("magpie_rtfx", "Seconds of audio per second, of each finished request", SPEEDS)
         self._histograms = (self._step, self._batch, self._first, self._speed)
+        self._audio = _Sum("magpie_audio_seconds_total", "Audio sent to clients")
+        self._underruns = _Sum(
+            "magpie_underruns_total", "Pieces of audio that came after a client that plays at once had run dry"
+        )
         self._counts: dict[str, _Count] = {}
         self._stats: Callable[[], EngineStats] = EngineStats
         self._lock = threading.Lock()
@@ -131,12 +167,21 @@ class Metrics(Observer):
         with self._lock:
             self._speed.add(audio_s / max(seconds, 1e-6))
 
+    def sent(self, audio_s: float, late: bool) -> None:
+        """A piece of audio went to its client; `late`: the client's playout had run dry before."""
+        with self._lock:
+            self._audio.pending += audio_s
+            self._underruns.pending += late
+
     def _publish_forever(self) -> None:
         while not self._stop.wait(PUBLISH_S):
             with self._lock:  # the engine does not wait for Triton
                 taken = [histogram.take() for histogram in self._histograms]
+                sums = [(total, total.take()) for total in (self._audio, self._underruns)]
             for histogram, (pending, total) in zip(self._histograms, taken, strict=True):
                 histogram.publish(pending, total)
+            for counter, value in sums:
+                counter.publish(value)
             stats = self._stats()
             for name, count in self._counts.items():
                 count.publish(getattr(stats, name))

@@ -16,12 +16,13 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from incidents import Incidents, conversation_of
 from magpie_engine.errors import EngineStoppedError, InvalidRequestError, MagpieError, QueueFullError
 from magpie_engine.events import AudioChunk, Event, Failed, Word
 from magpie_engine.request import SpeechRequest
@@ -29,6 +30,7 @@ from magpie_engine.settings import EngineSettings
 from magpie_engine.utterance import Utterance
 from magpie_engine.worker import EngineThread
 from metrics import Metrics
+from playout import Playout
 
 #: Seconds between two looks at whether clients are still there.
 POLL_S = 0.02
@@ -43,7 +45,9 @@ class Job:
     """A request whose responses are not over yet."""
 
     sender: Any
+    conversation: str = ""
     utterance: Utterance | None = None
+    playout: Playout = field(default_factory=Playout)
 
 
 class TritonPythonModel:
@@ -53,9 +57,11 @@ class TritonPythonModel:
         """Restores and warms up the engine; a checkpoint that cannot be served fails the load with a plain sentence."""
         parameters = json.loads(args["model_config"]).get("parameters", {})
         configured = {name: entry["string_value"] for name, entry in parameters.items()}
+        self._incidents = Incidents(args["model_name"], pb_utils.Logger.log_warn)
         try:
-            self._metrics = Metrics()
-            self._engine = EngineThread(EngineSettings.from_sources(configured, os.environ), self._metrics)
+            settings = EngineSettings.from_sources(configured, os.environ)
+            self._metrics = Metrics(settings.max_streams, settings.max_queue)
+            self._engine = EngineThread(settings, self._metrics)
         except MagpieError as error:
             raise pb_utils.TritonModelException(f"magpie cannot start: {error}") from error
         self._outbox: queue.SimpleQueue[tuple[Job, Event] | None] = queue.SimpleQueue()
@@ -73,9 +79,10 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Queues each request; each refused one gets its own error."""
         for request in requests:
-            job = Job(request.get_response_sender())
+            parameters = json.loads(request.parameters() or "{}")
+            job = Job(request.get_response_sender(), conversation_of(parameters))
             try:
-                self._accept(request, job)
+                self._accept(request, parameters, job)
             except InvalidRequestError as error:
                 self._refuse(job, error, pb_utils.TritonError.INVALID_ARG)
             except (QueueFullError, EngineStoppedError) as error:
@@ -90,9 +97,8 @@ class TritonPythonModel:
         self._outbox.put(None)
         self._thread.join()
 
-    def _accept(self, request: Any, job: Job) -> None:
+    def _accept(self, request: Any, parameters: dict[str, Any], job: Job) -> None:
         text = parse_text(pb_utils.get_input_tensor_by_name(request, "TEXT"))
-        parameters = json.loads(request.parameters() or "{}")
         own = {name: value for name, value in parameters.items() if not name.startswith(TRITON_PREFIX)}
         speech = SpeechRequest.from_parameters(text, own, self._engine.catalog)
         with self._lock:
@@ -107,6 +113,8 @@ class TritonPythonModel:
         # An error on a gRPC stream has no status code, so the sentence begins with its name.
         names = {pb_utils.TritonError.INVALID_ARG: "INVALID_ARGUMENT", pb_utils.TritonError.UNAVAILABLE: "UNAVAILABLE"}
         text = f"{names.get(code, 'INTERNAL')}: {error}"
+        kinds = {pb_utils.TritonError.INVALID_ARG: "invalid", pb_utils.TritonError.UNAVAILABLE: "refused"}
+        self._incidents.note(kinds.get(code, "failed"), job.conversation, str(error))
         job.sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code)), flags=FINAL)
 
     def _forget(self, job: Job) -> None:
@@ -140,6 +148,8 @@ class TritonPythonModel:
                 self._cancel(job)
             else:
                 job.sender.send(respond(event.samples, event.words))
+                audio_s = len(event.samples) / self._engine.catalog.sample_rate
+                self._metrics.sent(audio_s, job.playout.sent(audio_s))
             return
         self._forget(job)
         if isinstance(event, Failed):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import triton_python_backend_utils as pb_utils
 
+from incidents import Incidents
 from parakeet_engine import Observer
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
@@ -69,9 +70,12 @@ class Metrics(Observer):
 
     Args:
         model: Value of the label `model`.
+        max_streams: The limit beside the streams that hold a slot.
+        incidents: Told of evictions, which no request tells of.
     """
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, max_streams: int, incidents: Incidents):
+        self._incidents = incidents
         labels = {"model": model}
         gauge = pb_utils.MetricFamily.GAUGE
         self._active_family = pb_utils.MetricFamily(
@@ -79,6 +83,11 @@ class Metrics(Observer):
         )
         self._active = self._active_family.Metric(labels=labels)
         self._active_now = 0
+        self._limit_family = pb_utils.MetricFamily(
+            name="parakeet_max_streams", description="Streams that can hold a slot", kind=gauge
+        )
+        self._limit = self._limit_family.Metric(labels=labels)
+        self._limit.set(max_streams)
         self._audio = _Counter("parakeet_audio_seconds_total", "Audio recognised", labels)
         self._refusals = _Counter("parakeet_refusals_total", "Requests refused for want of room", labels)
         self._evictions = _Counter("parakeet_evictions_total", "Streams whose callers went silent or away", labels)
@@ -119,8 +128,9 @@ class Metrics(Observer):
         with self._lock:
             self._refusals.add(1)
 
-    def evicted(self) -> None:
+    def evicted(self, conversation: str) -> None:
         """See `Observer`."""
+        self._incidents.note("evicted", conversation)
         with self._lock:
             self._evictions.add(1)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from incidents import Incidents, conversation_of
 from metrics import Metrics
 from parakeet_engine import (
     AsrError,
@@ -84,9 +85,11 @@ class TritonPythonModel:
         """Loads the checkpoint and warms it up; Triton reports the model ready when this returns."""
         config = json.loads(args["model_config"])
         self._start_timeout_s = float(_setting(config, "PARAKEET_START_TIMEOUT_S"))
+        self._incidents = Incidents(args["model_name"], pb_utils.Logger.log_warn)
         try:
-            self._metrics = Metrics(args["model_name"])
-            self._engine = Engine(_engine_settings(config), self._metrics)
+            settings = _engine_settings(config)
+            self._metrics = Metrics(args["model_name"], settings.max_streams, self._incidents)
+            self._engine = Engine(settings, self._metrics)
         except AsrError as error:
             raise pb_utils.TritonModelException(str(error)) from error
 
@@ -94,9 +97,12 @@ class TritonPythonModel:
         """Hands every request to the engine; each is answered through its own sender when its audio is done."""
         for request in requests:
             sender = request.get_response_sender()
+            parameters = json.loads(request.parameters() or "{}")
+            conversation = conversation_of(parameters)
             try:
-                self._engine.submit(self._parse(request, sender))
+                self._engine.submit(self._parse(request, sender, parameters, conversation))
             except AsrError as error:
+                self._note(error, conversation)
                 sender.send(_error(error), flags=FINAL)
         return [None] * len(requests)
 
@@ -107,20 +113,22 @@ class TritonPythonModel:
         del self._engine, self._metrics
         gc.collect()
 
-    def _parse(self, request: Any, sender: Any) -> AudioRequest:
+    def _note(self, error: AsrError, conversation: str) -> None:
+        kinds = {InvalidRequest: "invalid", SequenceLost: "lost", Unavailable: "refused"}
+        self._incidents.note(kinds.get(type(error), "failed"), conversation, str(error))
+
+    def _parse(self, request: Any, sender: Any, given: dict[str, Any], conversation: str) -> AudioRequest:
         stream, came = request.correlation_id(), time.monotonic()
 
         def respond(result: Transcript | AsrError) -> None:
             # A cancelled request is the only sign of a caller that went away: Triton does not end its sequence.
             if time.monotonic() - came > CANCEL_CHECK_S and sender.is_cancelled():
                 self._engine.abandon(stream)
+            if isinstance(result, AsrError):
+                self._note(result, conversation)
             sender.send(_error(result) if isinstance(result, AsrError) else _answer(result), flags=FINAL)
 
-        parameters = {
-            name: value
-            for name, value in json.loads(request.parameters() or "{}").items()
-            if not name.startswith("triton_")
-        }
+        parameters = {name: value for name, value in given.items() if not name.startswith("triton_")}
         for name, value in parameters.items():
             if name not in PARAMETERS:
                 raise InvalidRequest(f"unknown request parameter {name!r}; there are {', '.join(PARAMETERS)}")
@@ -137,5 +145,6 @@ class TritonPythonModel:
             start=bool(flags & START),
             end=bool(flags & END),
             timeout_s=timeout_s,
+            conversation=conversation,
             **parameters,
         )
