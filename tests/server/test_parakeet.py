@@ -189,7 +189,7 @@ async def main():
     async with TritonVoice({server.grpc!r}) as voice:
         stream = voice.open_stream()
         await stream.send(np.zeros(1600, np.int16))
-        await stream.send(np.zeros(16000 * 60, np.int16))
+        await stream.send(np.zeros(16000 * 600, np.int16))
 asyncio.run(main())
 """
     steps = server.metric("parakeet_step_seconds_count")
@@ -204,6 +204,7 @@ asyncio.run(main())
         await asyncio.sleep(0.1)
     assert server.metric("parakeet_active_streams") == 0
     assert server.metric("parakeet_evictions_total") >= 1
+    assert server.metric("parakeet_step_seconds_count") < steps + 3750  # ten minutes are 3750 steps: they were not done
 
 
 async def test_metrics_tell_of_the_work(voice, server):

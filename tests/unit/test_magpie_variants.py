@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyopenjtalk
 import pytest
 import torch
 from nemo.collections.tts.parts.utils.tts_dataset_utils import DEFAULT_LANGUAGE_THRESHOLDS
@@ -208,18 +207,22 @@ def test_chinese_is_spoken_with_its_dictionary(tmp_path, monkeypatch):
     assert next(word.word for event in events for word in event.words).startswith("你")
 
 
-def test_japanese_without_its_dictionary_is_refused_by_name(tmp_path, monkeypatch):
+def test_japanese_is_spoken_or_without_its_dictionary_refused_by_name(tmp_path, monkeypatch):
     g2p = {"_target_": "nemo.collections.tts.g2p.models.ja_jp_ipa.JapaneseKatakanaAccentG2p"}
     japanese = magpie._TOKENIZERS + "JapanesePhonemeTokenizer"
     with_tokenizer(monkeypatch, "japanese_phoneme", {"_target_": japanese, "g2p": g2p})
     settings, model = build(tmp_path / "checkpoint")
+    import pyopenjtalk  # may look for its dictionary as soon as it is imported
+
     try:
         pyopenjtalk.g2p("はい")
-    except OSError:  # it fetches its dictionary when it is first used
-        with pytest.raises(CheckpointError, match="'japanese_phoneme' for the language 'ja' does not work here"):
+    except OSError:  # there is none, and it cannot be fetched
+        refusal = "'japanese_phoneme' for the language 'ja' does not work here.*install.*open-jtalk-mecab-naist-jdic"
+        with pytest.raises(CheckpointError, match=refusal):
             SpeechEngine(model, settings)
     else:
-        speak_once(SpeechEngine(model, settings), "はい、そうです。", "ja")
+        events = speak_once(SpeechEngine(model, settings), "はい、そうです。", "ja")
+        assert next(word.word for event in events for word in event.words).startswith("は")
 
 
 def test_low_precision_speaks(tiny):
@@ -277,3 +280,35 @@ def test_fused_kernels_and_cuda_graphs_speak_the_codes_of_pytorchs_step(tiny, mo
         for codes, samples in others:
             assert torch.equal(plain, codes)
             assert np.abs(audio.astype(int) - samples).max() <= 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("scale", [3.0, 0.3, 0.01], ids="logits of {}".format)
+def test_the_fused_draw_is_pytorchs(scale):
+    """Greedy and sampled, for scores of every size: its search for the k best goes through their bits."""
+    from magpie_engine import kernels
+    from magpie_engine.sampler import SamplingState, _draw, _guide
+
+    live, tokens, end, width = 8, 2024, 2017, 256
+    generator = torch.Generator("cuda").manual_seed(0)
+    logits = scale * torch.randn(2 * live, tokens, generator=generator, device="cuda")
+    logits[:, end] = -100.0
+    forbidden = torch.arange(tokens, device="cuda") > end
+    nobody = torch.zeros(live, dtype=torch.bool, device="cuda")
+    for temperature, top_k in ((0.0, 20), (0.7, 1), (0.7, 20), (0.7, 80)):
+        state = SamplingState(
+            temperature=torch.full((live,), temperature, device="cuda"),
+            top_k=torch.full((live,), top_k, device="cuda"),
+            max_top_k=top_k,
+            cfg_scale=torch.full((live,), 2.0, device="cuda"),
+            noise=torch.rand(live, 1, generator=generator, device="cuda"),
+        )
+        codes = torch.full((live, 1), -1, device="cuda")
+        kernels.draw[(live,)](
+            logits, forbidden, nobody, nobody, state.cfg_scale, state.temperature, state.top_k, state.noise, None,
+            codes, torch.empty(2 * live, width, device="cuda"), end, tokens, 1, 1, width,
+            FOLLOWS=False, TOKENS=2048, WIDTH=width, EARLY=False, num_warps=8,
+        )  # fmt: skip
+        scores = _guide(logits.view(live, 2, tokens), state.cfg_scale).masked_fill(forbidden, float("-inf"))
+        assert torch.equal(codes[:, 0], _draw(scores, state, state.noise[:, 0]))

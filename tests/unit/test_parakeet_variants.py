@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parakeet_engine import AsrError, AudioRequest, Checkpoint, Engine, EngineSettings, Observer, Unavailable
+from parakeet_engine import (
+    AsrError,
+    AudioRequest,
+    Checkpoint,
+    Engine,
+    EngineSettings,
+    Observer,
+    SequenceLost,
+    Unavailable,
+)
 from parakeet_engine.runner import ChunkTokens, StepRunner
 from parakeet_engine.stream import Stream
 from parakeet_engine.words import WordAssembler
@@ -157,6 +166,26 @@ def test_an_abandoned_stream_gives_its_slot_back_at_once(tiny):
         engine.close()
 
 
+def test_a_cancelled_request_is_dropped_long_before_its_end(tiny):
+    """The caller of ten minutes of audio goes away: the work stops within the request, and the slot is free."""
+    steps: list[int] = []
+
+    class Counting(Observer):
+        def stepped(self, streams: int, seconds: float) -> None:
+            steps.append(streams)
+
+    engine = Engine(EngineSettings(checkpoint=str(tiny.parakeet), device="cpu", max_streams=1), Counting())
+    try:
+        audio = np.tile(speechlike(10, seed=15), 60)
+        bulk = ask(engine, "bulk", audio, start=True, end=True, is_cancelled=lambda: True)
+        assert isinstance(bulk.get(timeout=TIMEOUT_S), SequenceLost)
+        assert 0 < len(steps) < 3750  # of 160 ms each
+        done = ask(engine, "next", speechlike(0.3), start=True, end=True, timeout_s=5).get(timeout=TIMEOUT_S)
+        assert done.is_final
+    finally:
+        engine.close()
+
+
 def test_a_fault_inside_is_answered_and_the_engine_goes_on(tiny, monkeypatch):
     engine = Engine(EngineSettings(checkpoint=str(tiny.parakeet), device="cpu"))
     try:
@@ -214,7 +243,8 @@ def test_cuda_graphs_give_what_eager_steps_give(tiny):
 def test_fused_kernels_are_used_and_give_what_pytorch_gives(tiny, dtype):
     """Their own check, which a device that they do not suit fails, passes; noise in the rings shows any wrong place."""
     from parakeet_engine.conformer import ConformerLayers, ring_sizes
-    from parakeet_engine.fused import FusedConformerLayers, FusedGreedyDecoder
+    from parakeet_engine.fused import FusedConformerLayers
+    from parakeet_engine.fused_decoder import FusedGreedyDecoder
     from parakeet_engine.slots import Rings
 
     device = torch.device("cuda")

@@ -145,6 +145,7 @@ class TritonPythonModel:
             start=bool(flags & START),
             end=bool(flags & END),
             timeout_s=timeout_s,
+            is_cancelled=sender.is_cancelled,
             conversation=conversation,
             **parameters,
         )

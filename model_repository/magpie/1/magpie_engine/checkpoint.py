@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 #: Positions of the decoder that are not speech frames: the begin-of-speech step.
 BOS_POSITIONS = 1
+#: Where Debian and Ubuntu put a dictionary for pyopenjtalk, and their package; else it fetches one.
+JAPANESE_DICTIONARY = Path("/var/lib/mecab/dic/open-jtalk/naist-jdic")
+JAPANESE_PACKAGE = "open-jtalk-mecab-naist-jdic"
 #: Texts that show at load whether a language's tokenizer works, where a letter would not.
 SAMPLES = {"ja": "はい", "zh": "你好"}
 
@@ -32,6 +35,8 @@ def restore(settings: EngineSettings) -> MagpieTTSModel:
     Raises:
         CheckpointError: Magpie or its codec cannot be found or read, or the variant is not supported.
     """
+    if JAPANESE_DICTIONARY.is_dir():  # read when pyopenjtalk is imported, which a Japanese tokenizer does
+        os.environ.setdefault("OPEN_JTALK_DICT_DIR", str(JAPANESE_DICTIONARY))
     device = pick_device(settings.device)
     with quiet_nemo():
         from nemo.collections.tts.models.magpietts import MagpieTTSModel
@@ -155,7 +160,8 @@ def read_catalog(model: MagpieTTSModel, settings: EngineSettings) -> Catalog:
 
     Raises:
         CheckpointError: MAGPIE_VOICES does not fit the checkpoint, no language has a tokenizer, or one's does not work
-            (Japanese needs a dictionary that pyopenjtalk fetches when it is first used).
+            (Japanese needs a dictionary: of the system's package, of OPEN_JTALK_DICT_DIR, or one that pyopenjtalk
+            fetches when it is first used).
     """
     from nemo.collections.tts.parts.utils.tts_dataset_utils import LANGUAGE_TOKENIZER_MAP
 
@@ -171,9 +177,14 @@ def read_catalog(model: MagpieTTSModel, settings: EngineSettings) -> Catalog:
         try:
             model.tokenizer.encode(text=SAMPLES.get(language, "a"), tokenizer_name=name)
         except Exception as error:  # each tokenizer has its own kinds
+            hint = ""
+            if language == "ja":
+                hint = (
+                    f"; install the system's package {JAPANESE_PACKAGE}, or let OPEN_JTALK_DICT_DIR name a dictionary"
+                )
             raise CheckpointError(
                 f"the checkpoint's tokenizer {name!r} for the language {language!r} does not work here: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{hint}"
             ) from error
     try:
         voices = name_voices(model.num_baked_speakers, settings.voices)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 INT16_FULL_SCALE = 32767
+
+
+@dataclass(frozen=True)
+class PendingAudio:
+    """Audio that is being decoded.
+
+    Attributes:
+        is_ready: Whether `wait` returns at once.
+        wait: Waits for it; returns the samples of each utterance.
+    """
+
+    is_ready: Callable[[], bool]
+    wait: Callable[[], list[np.ndarray]]
 
 
 class StreamingCodec:
@@ -77,7 +91,7 @@ class StreamingCodec:
         return len(self._free)
 
     @torch.inference_mode()
-    def start(self, rows: Sequence[int], codes: Sequence[Tensor]) -> Callable[[], list[np.ndarray]]:
+    def start(self, rows: Sequence[int], codes: Sequence[Tensor]) -> PendingAudio:
         """Begins to decode the next frames of several utterances, on a GPU beside what else it is given to do.
 
         Args:
@@ -85,11 +99,11 @@ class StreamingCodec:
             codes: For each of them its next codes, (codebooks, frames).
 
         Returns:
-            What waits for the samples and returns them, int16 for each utterance. Rows may be closed after that.
+            The samples, int16 for each utterance. Rows may be closed once they have been waited for.
         """
         if self._stream is None:
             audio = [to_int16(own).numpy() for own in self.decode(rows, codes)]
-            return lambda: audio
+            return PendingAudio(is_ready=lambda: True, wait=lambda: audio)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for own in codes:
@@ -106,7 +120,7 @@ class StreamingCodec:
             done.synchronize()
             return np.split(host.numpy(), ends)
 
-        return wait
+        return PendingAudio(is_ready=done.query, wait=wait)
 
     @torch.inference_mode()
     def decode(self, rows: Sequence[int], codes: Sequence[Tensor]) -> list[Tensor]:

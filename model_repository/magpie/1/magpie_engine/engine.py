@@ -11,12 +11,10 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from magpie_engine.catalog import Catalog
 from magpie_engine.checkpoint import read_catalog
 from magpie_engine.chunking import ChunkPolicy, PlayoutSchedule
-from magpie_engine.codec import StreamingCodec
+from magpie_engine.codec import PendingAudio, StreamingCodec
 from magpie_engine.errors import EngineStoppedError, MagpieError, QueueFullError
 from magpie_engine.events import AudioChunk, Failed, Finished, FinishReason, Sink, Word
 from magpie_engine.history import Continuation, UtteranceMemory
@@ -98,11 +96,8 @@ class SpeechEngine:
         )
         self._observer = observer or Observer()
         self._clock = clock
-        #: Audio that is being decoded: utterances, their words, whether it is their first, and what waits for it.
-        self._sounding: list[
-            tuple[list[Utterance], list[tuple[Word, ...]], list[bool], Callable[[], list[np.ndarray]]]
-        ] = []
-        self._delivers_at_once = model.device.type == "cpu"
+        #: Audio that is being decoded, the oldest first: utterances, their words, whether it is their first.
+        self._sounding: deque[tuple[list[Utterance], list[tuple[Word, ...]], list[bool], PendingAudio]] = deque()
         self._memory = UtteranceMemory(settings.utterance_idle_seconds, clock)
         self._waiting: deque[Utterance] = deque()
         self._changed = threading.Condition()
@@ -211,7 +206,7 @@ class SpeechEngine:
         began = self._clock()
         before = sum(utterance.frames for utterance in self._runner.live)
         try:
-            results = self._runner.step(meanwhile=self._deliver)
+            results = self._runner.step(meanwhile=self._deliver_ready)
             self._frames += sum(result.utterance.frames for result in results) - before
             for result in results:
                 if result.over and not result.utterance.is_full:
@@ -335,26 +330,36 @@ class SpeechEngine:
         if not due:
             return
         is_first = [utterance.frames == utterance.pending for utterance in due]
-        samples = self._codec.start([u.row for u in due], [u.take_codes() for u in due])
+        audio = self._codec.start([u.row for u in due], [u.take_codes() for u in due])
         words = [utterance.take_words(self.catalog.frames_per_second) for utterance in due]
-        self._sounding.append((due, words, is_first, samples))
-        if any(is_first) or self._delivers_at_once:
+        self._sounding.append((due, words, is_first, audio))
+        if any(is_first):
             self._deliver()
+        else:
+            self._deliver_ready()
+
+    def _deliver_ready(self) -> None:
+        """Sends the audio that is decoded; the rest can wait for a step, as the listeners still have some to play."""
+        while self._sounding and self._sounding[0][-1].is_ready():
+            self._deliver_next()
 
     def _deliver(self) -> None:
-        """Sends the audio that is being decoded, as soon as it is."""
-        sounding, self._sounding = self._sounding, []
-        for utterances, words, is_first, samples in sounding:
-            try:
-                audio = samples()
-            except Exception as error:
-                for utterance in utterances:
-                    self._fail(utterance, error)
-                continue
-            for utterance, own, own_words, first in zip(utterances, audio, words, is_first, strict=True):
-                utterance.sink(AudioChunk(own, own_words))
-                if first:
-                    self._observer.first_audio(self._clock() - utterance.submitted)
+        """Sends all audio, waiting for what is still being decoded."""
+        while self._sounding:
+            self._deliver_next()
+
+    def _deliver_next(self) -> None:
+        utterances, words, is_first, pending = self._sounding.popleft()
+        try:
+            audio = pending.wait()
+        except Exception as error:
+            for utterance in utterances:
+                self._fail(utterance, error)
+            return
+        for utterance, own, own_words, first in zip(utterances, audio, words, is_first, strict=True):
+            utterance.sink(AudioChunk(own, own_words))
+            if first:
+                self._observer.first_audio(self._clock() - utterance.submitted)
 
     def _finish(self, utterance: Utterance, reason: FinishReason) -> None:
         cancelled = reason is FinishReason.CANCELLED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 
 #: Rows up to which a matrix product is a sum of products, one pass over the matrix; beyond, tensor cores are faster.
 FEW_ROWS = 4
-#: Weights that a program of such a product holds at a time, and multiplies with every row.
-TILE = 4096
-#: Inputs up to which the norm before a product is part of it: a program has them all at hand.
-WIDEST_NORM = 2048
-#: Inputs that it takes at a time where there is no norm.
-CHUNK = 1024
-#: Keys that self-attention looks at together, and columns of keys that cross-attention does.
-KEY_BLOCK, TEXT_PART = 64, 32
+#: Weights that a program of such a product holds, and multiplies with every row.
+TILE = 8192
+#: Inputs for which a program has a warp, up to `WARPS`.
+WARP_INPUTS = 256
+#: Keys that self-attention looks at together, texts that cross-attention takes whole, and columns of longer ones.
+KEY_BLOCK, SHORT_TEXT_TOKENS, TEXT_PART = 128, 128, 32
+#: Compute capability from which on a kernel can start before the one ahead of it is over.
+EARLY_CAPABILITY = 9, 0
 WARPS = 4
 #: Relative difference from PyTorch's step that rounding explains.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -65,7 +66,7 @@ def product(
     rows, inputs = x.shape
     outputs = weight.shape[0]
     norm = None if isinstance(norm, nn.Identity) else norm
-    if rows > FEW_ROWS or (norm is not None and inputs > WIDEST_NORM):
+    if rows > FEW_ROWS:
         if norm is not None:
             x = F.layer_norm(x, (inputs,), norm.weight, None, norm.eps)
         result = F.linear(x, weight.view(outputs, inputs), bias)
@@ -75,25 +76,52 @@ def product(
         return result if out is None else out.copy_(result)
     if out is None:
         out = x.new_empty(rows, outputs)
-    chunk = min(triton.next_power_of_2(inputs), WIDEST_NORM if norm is not None else CHUNK)
-    block = max(1, min(8, TILE // chunk))
+    (block, warps), early = _tiling(inputs), _starts_early(x.device)
     kernels.few_rows[(triton.cdiv(outputs, block),)](
         x, weight, bias, added, out, None if norm is None else norm.weight, 0.0 if norm is None else norm.eps,
-        rows, outputs, inputs, x.stride(0), 0 if added is None else added.stride(0), out.stride(0),
+        outputs, inputs, x.stride(0), 0 if added is None else added.stride(0), out.stride(0),
         NORM=norm is not None, HAS_BIAS=bias is not None, GELU=gelu, ADD=added is not None,
-        ROWS=triton.next_power_of_2(rows), OUTPUTS=block, INPUTS=chunk, num_warps=WARPS,
+        ROWS=rows, ROWS_PADDED=triton.next_power_of_2(rows), OUTPUTS=block,
+        INPUTS=triton.next_power_of_2(inputs), EARLY=early, num_warps=warps, launch_pdl=early,
     )  # fmt: skip
     return out
 
 
-def _attend(qkv: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, attention: Any, *, same: bool) -> Tensor:
-    """Self-attention of the newest position of each row, (rows, 3 x width); `same` if `lengths` is one for all."""
+def _tiling(inputs: int) -> tuple[int, int]:
+    """Returns how many outputs of a product of few rows a program computes, and with how many warps."""
+    padded = triton.next_power_of_2(inputs)
+    return max(1, min(8, TILE // padded)), max(1, min(WARPS, padded // WARP_INPUTS))
+
+
+@functools.cache
+def _starts_early(device: torch.device) -> bool:
+    """Whether a kernel can start before the one ahead of it is over."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= EARLY_CAPABILITY
+
+
+def _attend(
+    qkv: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, attention: Any, *, positions: int | None = None
+) -> Tensor:
+    """Self-attention of the newest position of each row, (rows, 3 x width).
+
+    Args:
+        qkv: Projections of the newest position.
+        keys: (rows, heads, positions, head width), to which the newest is added.
+        values: Likewise.
+        lengths: Positions filled, by pairs of rows; of all rows, (1,), where `positions` is given.
+        attention: NeMo's self-attention.
+        positions: Most positions of a memory that this step fills; None where earlier steps did.
+    """
     rows, heads, head_width = len(qkv), attention.n_heads, attention.d_head
     out = qkv.new_empty(rows, heads * head_width)
+    early = rows <= FEW_ROWS and _starts_early(qkv.device)
     kernels.attend[(rows, heads)](
         qkv, keys, values, lengths, out, attention.scale, keys.stride(0), keys.stride(1), head_width, heads,
         keys.shape[2],
-        LENGTH_STRIDE=0 if same else 1, KEYS=KEY_BLOCK, WIDTH=triton.next_power_of_2(head_width), num_warps=WARPS,
+        LENGTH_STRIDE=1 if positions is None else 0,
+        KEYS=KEY_BLOCK if positions is None else triton.next_power_of_2(positions),
+        WIDTH=triton.next_power_of_2(head_width), EARLY=early, AHEAD=positions is None,
+        num_warps=2 * WARPS if positions is None else WARPS, launch_pdl=early,
     )  # fmt: skip
     return out
 
@@ -131,10 +159,11 @@ class FusedDecoder(IncrementalDecoder):
                 GUIDANCE_ROWS, dim=0
             )
         alignment = torch.zeros(live, text_width, device=x.device)
+        early = len(x) <= FEW_ROWS and _starts_early(x.device)
         for index, layer in enumerate(self._decoder.layers):
             attention, cross = layer.self_attention, layer.cross_attention
             qkv = product(x, attention.qkv_net.weight, norm=layer.norm_self)
-            mixed = _attend(qkv, cache.keys[index], cache.values[index], cache.lengths, attention, same=False)
+            mixed = _attend(qkv, cache.keys[index], cache.values[index], cache.lengths, attention)
             x = product(mixed, attention.o_net.weight, added=x)
             told = x[::GUIDANCE_ROWS]
             query = product(told, cross.q_net.weight, norm=layer.norm_xattn_query)
@@ -144,8 +173,9 @@ class FusedDecoder(IncrementalDecoder):
                 alignment, read, cross.scale, 1 / (cross.n_heads * len(self._alignment_layers)),
                 torch.finfo(prior.dtype).tiny, cross.d_head, text_width, cache.text_mask.shape[1], prior.stride(0),
                 HEADS=cross.n_heads, PRIOR=index in self._prior_layers, ALIGN=index in self._alignment_layers,
+                SHORT=min(SHORT_TEXT_TOKENS, triton.next_power_of_2(text_width)),
                 TEXT=triton.next_power_of_2(text_width), PART=min(TEXT_PART, triton.next_power_of_2(cross.d_head)),
-                WIDTH=triton.next_power_of_2(cross.d_head), num_warps=2 * WARPS,
+                WIDTH=triton.next_power_of_2(cross.d_head), EARLY=early, num_warps=2 * WARPS, launch_pdl=early,
             )  # fmt: skip
             product(read, cross.o_net.weight, added=told, out=told)
             x = _feed_forward(layer, x)
@@ -165,7 +195,7 @@ class FusedDecoder(IncrementalDecoder):
         width = self._decoder.layers[0].self_attention.qkv_net.weight.shape[1]
         device, dtype = self._cache.keys.device, self._cache.keys.dtype
         generator = torch.Generator(device).manual_seed(0)
-        positions, text = min(100, self._cache.keys.shape[3]), min(40, self._cache.text_mask.shape[1])
+        positions, text = min(300, self._cache.keys.shape[3]), min(40, self._cache.text_mask.shape[1])
         for live in (1, FEW_ROWS):
             caches = [DecoderCache(self._decoder, live, positions, text, device, dtype) for _ in range(2)]
             first, second = caches
@@ -174,7 +204,7 @@ class FusedDecoder(IncrementalDecoder):
                 getattr(second, name).copy_(getattr(first, name))
             for cache in caches:
                 cache.text_mask[:, : text - 1] = True
-                cache.lengths[:] = torch.arange(live, device=device) * (positions // live)
+                cache.lengths[:] = torch.arange(1, live + 1, device=device) * (positions // live) - 1
             x = torch.randn(live, width, generator=generator, device=device).to(dtype)
             prior = torch.rand(live, text, generator=generator, device=device)
             active = torch.arange(live, device=device) % 2 == 0
@@ -294,12 +324,13 @@ class FusedSampler(CodebookSampler):
         live, transformer = hidden.shape[0], self._transformer
         x = self._first_input(hidden).contiguous()
         memory = self._room(GUIDANCE_ROWS * live, x)
+        early = len(x) <= FEW_ROWS and _starts_early(x.device)
         codes = torch.empty(live, self.draws, dtype=torch.long, device=x.device)
         for number in range(self.draws):
             for layer, (keys, values) in zip(transformer.layers, memory, strict=True):
                 attention = layer.self_attention
                 qkv = product(x, attention.qkv_net.weight, norm=layer.norm_self)
-                mixed = _attend(qkv, keys, values, self._number[number:], attention, same=True)
+                mixed = _attend(qkv, keys, values, self._number[number:], attention, positions=self.draws)
                 x = _feed_forward(layer, product(mixed, attention.o_net.weight, added=x))
             head = self._heads[number]
             if isinstance(self._project_out, nn.Identity):
@@ -314,7 +345,7 @@ class FusedSampler(CodebookSampler):
                 state.noise[:, number:], self._next_inputs[number] if follows else None, codes[:, number:], x,
                 self._end_token, logits.shape[1], state.noise.stride(0), codes.stride(0), width,
                 FOLLOWS=follows, TOKENS=triton.next_power_of_2(logits.shape[1]), WIDTH=triton.next_power_of_2(width),
-                num_warps=2 * WARPS,
+                EARLY=early, num_warps=2 * WARPS, launch_pdl=early,
             )  # fmt: skip
         codes = codes.view(live, self._stacking, self._codebooks).transpose(1, 2)
         return codes, self._find_end(hidden, codes, state.cfg_scale, may_not_end, must_end)

@@ -3,6 +3,9 @@
 A frame is a thousand operations on a few thousand numbers each: PyTorch's kernels, one per operation, take longer to
 start than to run. These do the same arithmetic (in float32 inside) in a quarter of the launches. `fused.py` puts them
 together, and compares them with PyTorch's before they are used.
+
+With `EARLY` a kernel starts while the one before it still runs (programmatic dependent launch, from compute capability
+9.0 on): it fetches its weights and what earlier steps left, and waits before it looks at anything else.
 """
 # mypy: ignore-errors
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -21,45 +25,49 @@ def _gelu(x):
 
 @triton.jit
 def few_rows(
-    x, matrix, bias, added, out, norm_weight, epsilon, rows, outputs, inputs, x_stride, added_stride, out_stride,
+    x, matrix, bias, added, out, norm_weight, epsilon, outputs, inputs, x_stride, added_stride, out_stride,
     NORM: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+    ROWS: tl.constexpr, ROWS_PADDED: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """A matrix product for a few rows: reads the matrix once, with norm, bias, GELU or residual around it.
 
-    out = [added +] [gelu] ([norm](x) @ matrix.T + bias). With NORM, `INPUTS` holds all inputs.
+    out = [added +] [gelu] ([norm](x) @ matrix.T + bias); `INPUTS` holds all inputs.
     """
-    row = tl.arange(0, ROWS)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     column = tl.arange(0, INPUTS)
-    has_row, has_output = row < rows, output < outputs
-    kind = out.dtype.element_ty
-    products = tl.zeros([ROWS, OUTPUTS, INPUTS], tl.float32)
-    for start in tl.range(0, inputs, INPUTS):
-        known = start + column < inputs
-        tile = tl.load(
-            matrix + output[:, None] * inputs + start + column[None, :], mask=has_output[:, None] & known[None, :],
-            other=0.0,
-        )  # fmt: skip
-        exists = has_row[:, None] & known[None, :]
-        part = tl.load(x + row[:, None] * x_stride + start + column[None, :], mask=exists, other=0.0).to(tl.float32)
-        if NORM:
-            scale = tl.load(norm_weight + column, mask=known, other=0.0).to(tl.float32)
-            centred = tl.where(exists, part - (tl.sum(part, axis=1) / inputs)[:, None], 0.0)
-            variance = tl.sum(centred * centred, axis=1) / inputs
-            part = (centred / tl.sqrt(variance + epsilon)[:, None] * scale[None, :]).to(kind).to(tl.float32)
-        products += part[:, None, :] * tile.to(tl.float32)[None, :, :]
-    total = tl.sum(products, axis=2)
+    has_output, known = output < outputs, column < inputs
+    if EARLY:
+        gdc_launch_dependents()
+    tile = tl.load(
+        matrix + output[:, None] * inputs + column[None, :], mask=has_output[:, None] & known[None, :], other=0.0
+    )
+    shift = tl.zeros([OUTPUTS], tl.float32)
     if HAS_BIAS:
-        total += tl.load(bias + output, mask=has_output, other=0.0).to(tl.float32)[None, :]
-    total = total.to(kind).to(tl.float32)
-    if GELU:
-        total = _gelu(total)
-    exists = has_row[:, None] & has_output[None, :]
-    if ADD:
-        residual = tl.load(added + row[:, None] * added_stride + output[None, :], mask=exists, other=0.0)
-        total = total.to(kind).to(tl.float32) + residual.to(tl.float32)
-    tl.store(out + row[:, None] * out_stride + output[None, :], total.to(kind), mask=exists)
+        shift = tl.load(bias + output, mask=has_output, other=0.0).to(tl.float32)
+    if NORM:
+        scale = tl.load(norm_weight + column, mask=known, other=0.0).to(tl.float32)
+    if EARLY:
+        gdc_wait()
+    kind = out.dtype.element_ty
+    row = tl.arange(0, ROWS_PADDED)
+    if NORM:  # of all rows together: they share the waits of a sum over threads
+        exists = (row < ROWS)[:, None] & known[None, :]
+        rows = tl.load(x + row[:, None] * x_stride + column[None, :], mask=exists, other=0.0).to(tl.float32)
+        centred = tl.where(exists, rows - (tl.sum(rows, axis=1) / inputs)[:, None], 0.0)
+        variance = tl.sum(centred * centred, axis=1) / inputs
+        rows = (centred / tl.sqrt(variance + epsilon)[:, None] * scale[None, :]).to(kind).to(tl.float32)
+    for index in tl.static_range(ROWS):
+        if NORM:
+            part = tl.sum(tl.where(row[:, None] == index, rows, 0.0), axis=0)
+        else:
+            part = tl.load(x + index * x_stride + column, mask=known, other=0.0).to(tl.float32)
+        total = (tl.sum(tile.to(tl.float32) * part[None, :], axis=1) + shift).to(kind).to(tl.float32)
+        if GELU:
+            total = _gelu(total)
+        if ADD:
+            residual = tl.load(added + index * added_stride + output, mask=has_output, other=0.0)
+            total = total.to(kind).to(tl.float32) + residual.to(tl.float32)
+        tl.store(out + index * out_stride + output, total.to(kind), mask=has_output)
 
 
 @triton.jit
@@ -87,19 +95,33 @@ def embed(
 @triton.jit
 def attend(
     qkv, keys, values, lengths, out, scale, row_stride, head_stride, head_width, heads, most_positions,
-    LENGTH_STRIDE: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
+    LENGTH_STRIDE: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Self-attention of one head of one row: books the newest key and value, and looks at all so far."""
+    """Self-attention of one head of one row: books the newest key and value, and looks at all so far.
+
+    AHEAD: those so far were there before the step began, so that the first `KEYS` of them are read with `EARLY`.
+    """
     row, head = tl.program_id(0), tl.program_id(1)
+    if EARLY:
+        gdc_launch_dependents()
+        if not AHEAD:
+            gdc_wait()
     column = tl.arange(0, WIDTH)
     has_column = column < head_width
     position = tl.minimum(tl.load(lengths + row // 2 * LENGTH_STRIDE), most_positions - 1)
     width = heads * head_width
+    of_head = row.to(tl.int64) * row_stride + head * head_stride
+    place = tl.arange(0, KEYS)
+    block = of_head + place[:, None] * head_width + column[None, :]
+    mask = (place < position)[:, None] & has_column[None, :]
+    key = tl.load(keys + block, mask=mask, other=0.0)
+    value = tl.load(values + block, mask=mask, other=0.0)
+    if EARLY and AHEAD:
+        gdc_wait()
     own = qkv + row * 3 * width + head * head_width + column
     query = tl.load(own, mask=has_column, other=0.0).to(tl.float32) * scale
     new_key = tl.load(own + width, mask=has_column, other=0.0)
     new_value = tl.load(own + 2 * width, mask=has_column, other=0.0)
-    of_head = row.to(tl.int64) * row_stride + head * head_stride
     at = of_head + position * head_width + column
     tl.store(keys + at, new_key, mask=has_column)
     tl.store(values + at, new_value, mask=has_column)
@@ -108,31 +130,30 @@ def attend(
     total = largest * 0.0 + 1.0
     mixed = new_value.to(tl.float32)
     for start in range(0, position, KEYS):
-        place = start + tl.arange(0, KEYS)
-        exists = place < position
-        block = of_head + place[:, None] * head_width + column[None, :]
-        mask = exists[:, None] & has_column[None, :]
-        key = tl.load(keys + block, mask=mask, other=0.0).to(tl.float32)
-        value = tl.load(values + block, mask=mask, other=0.0).to(tl.float32)
-        scores = tl.where(exists, tl.sum(key * query[None, :], axis=1), float("-inf"))
+        if start > 0:
+            block = of_head + (start + place)[:, None] * head_width + column[None, :]
+            mask = (start + place < position)[:, None] & has_column[None, :]
+            key = tl.load(keys + block, mask=mask, other=0.0)
+            value = tl.load(values + block, mask=mask, other=0.0)
+        exists = start + place < position
+        scores = tl.where(exists, tl.sum(key.to(tl.float32) * query[None, :], axis=1), float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, axis=0))
         weights = tl.exp(scores - larger)
         fade = tl.exp(largest - larger)
         total = total * fade + tl.sum(weights, axis=0)
-        mixed = mixed * fade + tl.sum(weights[:, None] * value, axis=0)
+        mixed = mixed * fade + tl.sum(weights[:, None] * value.to(tl.float32), axis=0)
         largest = larger
     tl.store(out + row * width + head * head_width + column, (mixed / total).to(out.dtype.element_ty), mask=has_column)
 
 
 @triton.jit
-def read_text(
-    query, keys, values, text_mask, prior, prior_active, alignment, out, scale, share, tiny, head_width, text,
+def _read(
+    slot, query, keys, values, text_mask, prior, prior_active, alignment, out, scale, share, tiny, head_width, text,
     most_text, prior_stride,
     HEADS: tl.constexpr, PRIOR: tl.constexpr, ALIGN: tl.constexpr, TEXT: tl.constexpr, PART: tl.constexpr,
-    WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Cross-attention of one slot: probabilities times the prior, normalised again; adds them to the alignment."""
-    slot = tl.program_id(0)
+    """`read_text` of one slot of at most `TEXT` tokens, by `PART` columns of keys and values at a time."""
     place = tl.arange(0, TEXT)
     exists = (place < text) & (tl.load(text_mask + slot * most_text + place, mask=place < text, other=0) != 0)
     factor = tl.full([TEXT], 1.0, tl.float32)
@@ -146,8 +167,13 @@ def read_text(
         for part in tl.static_range(0, WIDTH, PART):
             column = part + tl.arange(0, PART)
             mask = exists[:, None] & (column < head_width)[None, :]
+            block = of_head + place[:, None] * head_width + column[None, :]
+            key = tl.load(keys + block, mask=mask, other=0.0)
+            if PART == WIDTH:
+                value = tl.load(values + block, mask=mask, other=0.0)
+            if EARLY and head == 0 and part == 0:
+                gdc_wait()
             asked = tl.load(query + (slot * HEADS + head) * head_width + column, mask=column < head_width, other=0.0)
-            key = tl.load(keys + of_head + place[:, None] * head_width + column[None, :], mask=mask, other=0.0)
             scores += tl.sum(key.to(tl.float32) * asked.to(tl.float32)[None, :], axis=1)
         scores = tl.where(exists, scores * scale, float("-inf"))
         weights = tl.exp(scores - tl.max(scores, axis=0))
@@ -156,16 +182,16 @@ def read_text(
             weights = weights * factor
             weights = weights / tl.sum(weights, axis=0)
         followed += weights
-        kept = weights.to(out.dtype.element_ty).to(tl.float32)
+        kind = out.dtype.element_ty
+        kept = weights.to(kind).to(tl.float32)
         for part in tl.static_range(0, WIDTH, PART):
             column = part + tl.arange(0, PART)
-            mask = exists[:, None] & (column < head_width)[None, :]
-            value = tl.load(values + of_head + place[:, None] * head_width + column[None, :], mask=mask, other=0.0)
+            has_column = column < head_width
+            if PART != WIDTH:
+                block = of_head + place[:, None] * head_width + column[None, :]
+                value = tl.load(values + block, mask=exists[:, None] & has_column[None, :], other=0.0)
             read = tl.sum(kept[:, None] * value.to(tl.float32), axis=0)
-            tl.store(
-                out + (slot * HEADS + head) * head_width + column, read.to(out.dtype.element_ty),
-                mask=column < head_width,
-            )  # fmt: skip
+            tl.store(out + (slot * HEADS + head) * head_width + column, read.to(kind), mask=has_column)
     if ALIGN:
         at = alignment + slot * text + place
         before = tl.load(at, mask=place < text, other=0.0)
@@ -173,15 +199,46 @@ def read_text(
 
 
 @triton.jit
+def read_text(
+    query, keys, values, text_mask, prior, prior_active, alignment, out, scale, share, tiny, head_width, text,
+    most_text, prior_stride,
+    HEADS: tl.constexpr, PRIOR: tl.constexpr, ALIGN: tl.constexpr, SHORT: tl.constexpr, TEXT: tl.constexpr,
+    PART: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Cross-attention of one slot: probabilities times the prior, normalised again; adds them to the alignment.
+
+    What is read of the text was there before the step began: with `EARLY` it is read ahead, all of a short text.
+    """
+    slot = tl.program_id(0)
+    if EARLY:
+        gdc_launch_dependents()
+    place = tl.arange(0, TEXT)
+    there = tl.load(text_mask + slot * most_text + place, mask=place < text, other=0) != 0
+    if tl.max(tl.where(there, place + 1, 0), axis=0) <= SHORT:
+        _read(
+            slot, query, keys, values, text_mask, prior, prior_active, alignment, out, scale, share, tiny, head_width,
+            text, most_text, prior_stride, HEADS, PRIOR, ALIGN, SHORT, WIDTH, WIDTH, EARLY,
+        )  # fmt: skip
+    else:
+        _read(
+            slot, query, keys, values, text_mask, prior, prior_active, alignment, out, scale, share, tiny, head_width,
+            text, most_text, prior_stride, HEADS, PRIOR, ALIGN, TEXT, PART, WIDTH, EARLY,
+        )  # fmt: skip
+
+
+@triton.jit
 def draw(
     logits, forbidden, may_not_end, must_end, cfg_scale, temperature, top_k, noise, table, codes, following,
     end_token, tokens, noise_stride, code_stride, width,
-    FOLLOWS: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    FOLLOWS: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One slot's code: guidance, the end's rules, the top k, and a draw by inverting the cumulative distribution.
 
     FOLLOWS looks up the local transformer's next input in `table`, for both of the slot's rows.
     """
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     slot = tl.program_id(0)
     token = tl.arange(0, TOKENS)
     exists = token < tokens
@@ -196,16 +253,22 @@ def draw(
     allowed = allowed & (~is_end | (tl.load(may_not_end + slot) == 0)) & (is_end | ~must)
     scores = tl.where(is_end & must, 0.0, tl.where(allowed, scores, nothing))
     scores = tl.where(exists, scores, nothing)
-    # The k-th largest score, bit by bit: unsigned integers in the order of the floats.
+    # The k-th largest score, two bits at a time: integers in the order of the floats, three counts in one sum.
     bits = scores.to(tl.int32, bitcast=True)
     order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
     order = tl.where(exists, order, -1)
     least = tl.zeros([1], tl.int64)
     wanted = tl.load(top_k + slot)
-    for bit in tl.static_range(32):
-        candidate = least + (1 << (31 - bit))
-        count = tl.sum((order >= candidate).to(tl.int32), axis=0)
-        least = tl.where(count >= wanted, candidate, least)
+    for pair in tl.static_range(16):
+        unit = 1 << (30 - 2 * pair)
+        once = least + unit  # in 64 bits, which `3 * unit` would not be
+        reached = (order >= once).to(tl.int64)
+        reached += (order >= once + unit).to(tl.int64) << 16
+        reached += (order >= once + unit + unit).to(tl.int64) << 32
+        counts = tl.sum(reached, axis=0)
+        steps = (counts & 0xFFFF >= wanted).to(tl.int64)
+        steps += ((counts >> 16) & 0xFFFF >= wanted).to(tl.int64) + (counts >> 32 >= wanted).to(tl.int64)
+        least += steps * unit
     scores = tl.where(order >= least, scores, nothing)
     best = tl.max(scores, axis=0)
     greediest = tl.min(tl.where(scores == best, token, TOKENS), axis=0)

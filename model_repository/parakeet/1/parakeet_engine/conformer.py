@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -25,29 +26,76 @@ HALF_STEP = 0.5
 
 @dataclass(frozen=True)
 class ChunkPlaces:
-    """Where the rows of a batch are, which is the same for all layers.
+    """Where the rows of a batch are, which is the same for all layers; what is not asked for is not computed.
 
     Attributes:
         slot: int64 (batch,).
         first_output: int64 (batch,), utterance frame of each row's first output.
         outputs: int64 (batch,), valid outputs.
-        key_places: int64 (batch, frames), where the chunk's keys and values go in their ring.
-        distance: int64 (batch, frames, ring), row of the projected positions for each query and key.
-        visible: bool (batch, 1, 1, ring), keys that queries look at.
-        past_places: int64 (batch, kernel - 1), where the convolutions' past is in its ring.
-        past_exists: bool (batch, kernel - 1, 1), whether the utterance had begun there.
-        time_places: int64 (batch, frames), where the chunk's convolution inputs go.
+        frames: Of a chunk.
+        ring: Places of the ring of keys and values.
+        past: Frames that the convolutions look back at.
+        right_reach: Frames that a query sees to its right, in the mode that sees most.
     """
 
     slot: torch.Tensor
     first_output: torch.Tensor
     outputs: torch.Tensor
-    key_places: torch.Tensor
-    distance: torch.Tensor
-    visible: torch.Tensor
-    past_places: torch.Tensor
-    past_exists: torch.Tensor
-    time_places: torch.Tensor
+    frames: int
+    ring: int
+    past: int
+    right_reach: int
+
+    @cached_property
+    def key_places(self) -> torch.Tensor:
+        """int64 (batch, frames), where the chunk's keys and values go in their ring."""
+        return self._query % self.ring
+
+    @cached_property
+    def distance(self) -> torch.Tensor:
+        """int64 (batch, frames, ring), row of the projected positions for each query and key."""
+        return self._query[:, :, None] - self._key[:, None] + self.right_reach
+
+    @cached_property
+    def visible(self) -> torch.Tensor:
+        """Bool (batch, 1, 1, ring), keys that queries look at."""
+        end = (self.first_output + self.outputs)[:, None]
+        return ((self._key >= 0) & (self._key < end))[:, None, None]
+
+    @cached_property
+    def past_places(self) -> torch.Tensor:
+        """int64 (batch, past), where the convolutions' past is in its ring."""
+        return self._back % self._time_ring
+
+    @cached_property
+    def past_exists(self) -> torch.Tensor:
+        """Bool (batch, past, 1), whether the utterance had begun there."""
+        return (self._back >= 0)[..., None]
+
+    @cached_property
+    def time_places(self) -> torch.Tensor:
+        """int64 (batch, frames), where the chunk's convolution inputs go."""
+        return self._query % self._time_ring
+
+    @property
+    def _time_ring(self) -> int:
+        return self.past + self.frames
+
+    @cached_property
+    def _query(self) -> torch.Tensor:
+        """int64 (batch, frames), the chunk's utterance frames."""
+        return self.first_output[:, None] + torch.arange(self.frames, device=self.slot.device)
+
+    @cached_property
+    def _key(self) -> torch.Tensor:
+        """int64 (batch, ring), utterance frame in each place of the ring."""
+        last = self.first_output[:, None] + self.frames - 1
+        return last - (last - torch.arange(self.ring, device=self.slot.device)) % self.ring
+
+    @cached_property
+    def _back(self) -> torch.Tensor:
+        """int64 (batch, past), utterance frames before the chunk."""
+        return self.first_output[:, None] + torch.arange(-self.past, 0, device=self.slot.device)
 
 
 def visible_left(lookahead: Lookahead) -> int:
@@ -161,7 +209,7 @@ class ConformerLayers:
     def places(
         self, lookahead: Lookahead, slot: torch.Tensor, first: torch.Tensor, outputs: torch.Tensor
     ) -> ChunkPlaces:
-        """Works out where the rows of a batch are.
+        """Returns where the rows of a batch are.
 
         Args:
             lookahead: The mode of all rows.
@@ -169,24 +217,8 @@ class ConformerLayers:
             first: int64 (batch,), utterance frame of each row's first output.
             outputs: int64 (batch,), valid outputs.
         """
-        frames, past = lookahead.frames, self.kernel - 1
-        ring, time_ring = ring_sizes([lookahead], self.kernel)
-        chunk = torch.arange(frames, device=slot.device)
-        query = first[:, None] + chunk
-        last = first[:, None] + frames - 1
-        key = last - (last - torch.arange(ring, device=slot.device)) % ring  # utterance frame in each place of the ring
-        back = first[:, None] + torch.arange(-past, 0, device=slot.device)
-        return ChunkPlaces(
-            slot=slot,
-            first_output=first,
-            outputs=outputs,
-            key_places=query % ring,
-            distance=query[:, :, None] - key[:, None] + self.right_reach,
-            visible=((key >= 0) & (key < (first + outputs)[:, None]))[:, None, None],
-            past_places=back % time_ring,
-            past_exists=(back >= 0)[..., None],
-            time_places=query % time_ring,
-        )
+        ring, _ = ring_sizes([lookahead], self.kernel)
+        return ChunkPlaces(slot, first, outputs, lookahead.frames, ring, self.kernel - 1, self.right_reach)
 
     def __call__(self, lookahead: Lookahead, x: torch.Tensor, places: ChunkPlaces, rings: Rings) -> torch.Tensor:
         """Encodes a chunk of each row and keeps what later chunks look back at.

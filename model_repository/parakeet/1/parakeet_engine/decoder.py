@@ -70,18 +70,15 @@ class GreedyDecoder:
     def begin(self, batch: int, frames: int, device: torch.device) -> tuple[Hypotheses, torch.Tensor, torch.Tensor]:
         """Returns empty hypotheses and the counters of frame and of symbols on that frame."""
         capacity = frames * self.max_symbols
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.zeros(*shape, dtype=dtype, device=device)
-
-        hypotheses = Hypotheses(
-            tokens=zeros(batch, capacity),
-            frames=zeros(batch, capacity),
-            probabilities=zeros(batch, capacity, dtype=torch.float32),
-            count=zeros(batch),
-            unfinished=zeros(batch, dtype=torch.bool),
+        count, frame, symbols = torch.zeros(3, batch, dtype=torch.int64, device=device).unbind(0)
+        hypotheses = Hypotheses(  # what `count` does not cover is not read
+            tokens=torch.empty(batch, capacity, dtype=torch.int64, device=device),
+            frames=torch.empty(batch, capacity, dtype=torch.int64, device=device),
+            probabilities=torch.empty(batch, capacity, dtype=torch.float32, device=device),
+            count=count,
+            unfinished=torch.empty(batch, dtype=torch.bool, device=device),
         )
-        return hypotheses, zeros(batch), zeros(batch)
+        return hypotheses, frame, symbols
 
     def project(self, encoded: torch.Tensor) -> torch.Tensor:
         """Projects encoder output (batch, frames, width) for the joint."""
@@ -140,7 +137,7 @@ def greedy_decoder(model: Any, device: torch.device) -> GreedyDecoder:
     plain = GreedyDecoder(model)
     if device.type == "cuda":
         try:
-            from parakeet_engine.fused import FusedGreedyDecoder
+            from parakeet_engine.fused_decoder import FusedGreedyDecoder
 
             fused = FusedGreedyDecoder(model)
             fused.check(plain)

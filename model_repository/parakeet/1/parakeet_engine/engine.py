@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 IDLE_CHECK_S = 1.0
 """How often the engine looks for streams that went silent."""
+CANCEL_CHECK_S = 1.0
+"""How often a request that takes long is asked whether it was cancelled: a question costs a round trip in Triton."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class EngineSettings:
         idle_s: A stream without requests for this long is dropped.
         max_request_s: Longest audio of one request, seconds.
         max_backlog_s: Most audio of one stream that may wait, seconds.
+        max_stream_s: Most audio of one stream from START to END, seconds.
     """
 
     checkpoint: str
@@ -56,6 +59,7 @@ class EngineSettings:
     idle_s: float = 60.0
     max_request_s: float = 600.0
     max_backlog_s: float = 900.0
+    max_stream_s: float = 14400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,7 @@ class Engine:
             try:
                 open_ = self._read_inbox()
                 self._expire()
+                self._drop_one_cancelled()
                 for lookahead, chunks in self._collect().items():
                     for i in range(0, len(chunks), self.settings.max_batch):
                         self._step(lookahead, chunks[i : i + self.settings.max_batch])
@@ -192,8 +197,7 @@ class Engine:
                 if isinstance(item, AudioRequest):
                     self._admit(item)
                 elif (stream := self._streams.get(item.stream)) is not None and stream.started <= item.noticed:
-                    self._delivery.run(self._observer.evicted)
-                    self._drop(stream, SequenceLost(f"sequence {stream.key} was abandoned by its caller"))
+                    self._abandon(stream)
                 item = self._inbox.get_nowait()
         except queue.Empty:
             return True
@@ -217,6 +221,7 @@ class Engine:
                 lookahead = self.checkpoint.lookaheads[request.latency_ms]
             prompt = self.checkpoint.prompts.get(request.language or self.checkpoint.default_language, 0)
             stream = self._streams[key] = Stream(key, lookahead, self.runner, prompt, request.submitted)
+            stream.conversation = request.conversation
             if self._free:
                 stream.slot = self._free.pop()
                 self._tell_active()
@@ -229,6 +234,11 @@ class Engine:
             self._delivery.fail(request, SequenceLost(f"sequence {key} is not live; begin again with START"))
             return
         stream.last_request = request.submitted
+        if stream.samples + len(request.audio) > self.settings.max_stream_s * SAMPLE_RATE:
+            # The stream itself stays until its caller ends it: the text so far can still be had.
+            limit = f"a sequence may carry at most {self.settings.max_stream_s / 60:g} minutes of audio"
+            self._delivery.fail(request, InvalidRequest(f"{limit}; end this one and begin another"))
+            return
         if stream.queued_samples + len(request.audio) > self.settings.max_backlog_s * SAMPLE_RATE:
             behind = stream.queued_samples / SAMPLE_RATE
             self._delivery.run(self._observer.refused)
@@ -236,6 +246,7 @@ class Engine:
             return
         stream.pending.append(request)
         stream.queued_samples += len(request.audio)
+        stream.samples += len(request.audio)
         if stream.slot is not None:
             self._busy[key] = stream
 
@@ -251,8 +262,22 @@ class Engine:
             s for s in self._streams.values() if not s.pending and now - s.last_request > self.settings.idle_s
         ]:
             _log.info("sequence %s was silent for %.0f s and is dropped", stream.key, self.settings.idle_s)
-            self._delivery.run(self._observer.evicted)
+            self._tell_evicted(stream)
             self._drop(stream, SequenceLost(f"sequence {stream.key} was silent for too long"))
+
+    def _drop_one_cancelled(self) -> None:
+        """Drops a stream whose caller cancelled a long request; asks one at most: a step waits for one answer."""
+        now = time.monotonic()
+        for stream in self._busy.values():
+            if stream.pending and now - max(stream.pending[0].submitted, stream.asked) > CANCEL_CHECK_S:
+                stream.asked = now
+                if stream.pending[0].is_cancelled():
+                    self._abandon(stream)
+                return
+
+    def _abandon(self, stream: Stream) -> None:
+        self._tell_evicted(stream)
+        self._drop(stream, SequenceLost(f"sequence {stream.key} was abandoned by its caller"))
 
     def _collect(self) -> dict[Lookahead, list[tuple[Stream, Chunk]]]:
         """Answers every request that is done and returns the next chunk of each stream that has one, by mode."""
@@ -275,6 +300,10 @@ class Engine:
                 self._drop(stream, SequenceLost(f"sequence {stream.key} has ended"))
         self._busy.pop(stream.key, None)
         return None
+
+    def _tell_evicted(self, stream: Stream) -> None:
+        conversation = stream.conversation
+        self._delivery.run(lambda: self._observer.evicted(conversation))
 
     def _tell_active(self) -> None:
         active = self.active_streams

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
+
+_log = logging.getLogger(__name__)
 
 FULL_SCALE = 32768.0
 
@@ -76,15 +79,34 @@ class LogMel:
         sample = start[:, None] + torch.arange(signal.shape[1], device=signal.device)
         signal = torch.where(sample < num_samples[:, None], signal, 0.0)
         spectrum = torch.fft.rfft(signal.unfold(1, self.fft, self.hop) * self._window)
+        features = self._bands(spectrum)
+        frame = first_frame[:, None] + torch.arange(features.shape[1], device=features.device)
+        inside = (frame >= 0) & (frame < num_frames[:, None])
+        return torch.where(inside[..., None], features, self._pad_value)
+
+    def _bands(self, spectrum: torch.Tensor) -> torch.Tensor:
+        """Spectra, complex64 (batch, frames, fft / 2 + 1), to mel bands, (batch, frames, mels)."""
         magnitude = torch.view_as_real(spectrum[..., : self._bins]).pow(2).sum(-1).sqrt()
         if self._power != 1.0:
             magnitude = magnitude.pow(self._power)
         features = magnitude @ self._filters
-        if self._log:
-            if self._guard_type == "add":
-                features = torch.log(features + self._guard)
-            else:
-                features = torch.log(features.clamp(min=self._guard))
-        frame = first_frame[:, None] + torch.arange(features.shape[1], device=features.device)
-        inside = (frame >= 0) & (frame < num_frames[:, None])
-        return torch.where(inside[..., None], features, self._pad_value)
+        if not self._log:
+            return features
+        if self._guard_type == "add":
+            return torch.log(features + self._guard)
+        return torch.log(features.clamp(min=self._guard))
+
+
+def log_mel(featurizer: Any, device: torch.device) -> LogMel:
+    """Returns the features in the fastest form that works on the device: with a fused kernel on CUDA, else without."""
+    plain = LogMel(featurizer)
+    if device.type == "cuda":
+        try:
+            from parakeet_engine.fused import FusedLogMel
+
+            fused = FusedLogMel(featurizer)
+            fused.check(plain)
+            return fused
+        except Exception:  # no Triton language, or features of another kind
+            _log.exception("the fused kernel cannot be used; features are computed with PyTorch's, at a higher latency")
+    return plain

@@ -12,7 +12,7 @@ import torch
 from parakeet_engine.checkpoint import SUBSAMPLING, Checkpoint, Lookahead
 from parakeet_engine.conformer import conformer_layers, ring_sizes
 from parakeet_engine.decoder import DecoderState, Hypotheses, greedy_decoder
-from parakeet_engine.features import LogMel
+from parakeet_engine.features import log_mel
 from parakeet_engine.slots import Slots
 from parakeet_engine.subsampling import HISTORY_FRAMES, WindowedSubsampling
 
@@ -98,7 +98,7 @@ class Network:
             part.to(dtype)
         self._prompt_kernel: Any = model.prompt_kernel.to(dtype) if checkpoint.prompts else None
         modes = checkpoint.lookaheads.values()
-        self.features = LogMel(model.preprocessor.featurizer)
+        self.features = log_mel(model.preprocessor.featurizer, device)
         self._subsampling = WindowedSubsampling(model.encoder.pre_encode)
         self._layers = conformer_layers(model.encoder, modes, device)
         self._decoder = greedy_decoder(model, device)

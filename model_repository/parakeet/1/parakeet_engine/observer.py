@@ -21,5 +21,5 @@ class Observer:
     def refused(self) -> None:
         """A request was refused for want of room."""
 
-    def evicted(self) -> None:
-        """A stream was dropped because it went silent or its caller went away."""
+    def evicted(self, conversation: str) -> None:
+        """A stream of this conversation was dropped because it went silent or its caller went away."""

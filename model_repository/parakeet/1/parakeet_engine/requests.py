@@ -60,6 +60,8 @@ class AudioRequest:
         latency_ms: Lookahead of the stream; only on `start`; None takes the default.
         language: Language of the stream; only on `start`; None takes the default.
         timeout_s: How long `start` may wait for a free slot, seconds.
+        is_cancelled: Whether its caller is gone; asked now and then, on the engine's thread, while it is worked off.
+        conversation: Whose it is, for whoever reads the logs; only on `start`.
         submitted: Set by the engine: when it came, on its clock.
         taken: Set by the engine: when its audio was first looked at.
     """
@@ -73,6 +75,8 @@ class AudioRequest:
     latency_ms: int | None = None
     language: str | None = None
     timeout_s: float = 0.0
+    is_cancelled: Callable[[], bool] = field(default=lambda: False, compare=False)
+    conversation: str = ""
     submitted: float = field(default=0.0, compare=False)
     taken: float = field(default=0.0, compare=False)
 

@@ -206,14 +206,17 @@ class _GraphedStep:
             for _ in range(3):
                 network.proceed(lookahead, inputs, network.begin(lookahead, inputs))
         torch.cuda.current_stream().wait_stream(side)
+        work = network.begin(lookahead, inputs)  # for the shape of its result
+        self._host = torch.empty(work.packed().shape, dtype=torch.int32, pin_memory=True)
         self._begin, self._proceed = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._begin, pool=pool):
+        with torch.cuda.graph(self._begin, pool=pool):  # the copies too: one launch for all
+            for staged, target in zip(self._staged, self._on_device, strict=True):
+                target.copy_(staged, non_blocking=True)
             work = network.begin(lookahead, inputs)
-            self._packed = work.packed()
+            self._host.copy_(work.packed(), non_blocking=True)
         with torch.cuda.graph(self._proceed, pool=pool):
             network.proceed(lookahead, inputs, work)
-            self._packed.copy_(work.packed())
-        self._host = torch.empty(self._packed.shape, dtype=self._packed.dtype, pin_memory=True)
+            self._host.copy_(work.packed(), non_blocking=True)
 
     def run(self, chunks: Sequence[Chunk]) -> npt.NDArray[np.int32]:
         """Runs a batch of at most the size; returns the packed result."""
@@ -223,13 +226,10 @@ class _GraphedStep:
         staged_audio[:count] = audio  # what is heard in the scratch slot does not matter
         staged_numbers[:, :count] = numbers
         staged_numbers[:, count:] = self._padding[1][:, count:]
-        for staged, target in zip(self._staged, self._on_device, strict=True):
-            target.copy_(staged, non_blocking=True)
+        packed = self._host.numpy()
         self._begin.replay()
         while True:
-            self._host.copy_(self._packed, non_blocking=True)
             torch.cuda.current_stream().synchronize()
-            packed = self._host.numpy()
             if not Work.unfinished(packed).any():
                 return packed
             self._proceed.replay()

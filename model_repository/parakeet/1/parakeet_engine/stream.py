@@ -32,6 +32,9 @@ class Stream:
         pending: Requests not answered yet, in order.
         last_request: Engine clock of its latest request, seconds.
         deadline: Engine clock until when it may wait for a slot.
+        asked: Engine clock when its oldest request was last asked whether it is cancelled.
+        samples: Audio that came since its START.
+        conversation: Whose it is.
     """
 
     def __init__(self, key: Hashable, lookahead: Lookahead, runner: StepRunner, prompt: int = 0, started: float = 0.0):
@@ -42,7 +45,10 @@ class Stream:
         self.started = started
         self.last_request = 0.0
         self.deadline = 0.0
+        self.asked = 0.0
         self.queued_samples = 0
+        self.samples = 0
+        self.conversation = ""
         self._runner = runner
         self._prompt = prompt
         self._head_taken = False
