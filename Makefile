@@ -8,7 +8,7 @@ help:
 	@echo "make test    set up from nothing and pass the tests"
 	@echo "make check   ruff and mypy"
 	@echo "make audit   ask the public advisory database about every pinned package (needs the network)"
-	@echo "make chaos   break things under load and report what was lost; about five minutes"
+	@echo "make chaos   break a server under load and count what its clients lose; a quarter of an hour or more"
 	@echo "make bench   every benchmark into perf/results/<machine>.json, a page and plots; about a quarter of an hour"
 	@echo "make lock    resolve the locks again (after a change of pyproject.toml)"
 
@@ -38,7 +38,7 @@ bench: setup
 	@$(BIN)/triton-voice bench all $(BENCH)
 
 chaos: setup
-	@$(BIN)/python -m triton_voice_chaos
+	@$(BIN)/python -m triton_voice_chaos faults --out perf/results/chaos
 
 lock:
 	@for arch in x86_64 aarch64; do for minor in 11 12; do \

@@ -1,0 +1,5 @@
+"""Runs the command line."""
+
+from triton_voice_chaos.cli import app
+
+app(prog_name="python -m triton_voice_chaos")
