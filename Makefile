@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check audit bench chaos lock clean
+.PHONY: help setup demo test check audit bench chaos lock docker-lock clean
 help:
 	@echo "make demo    set up from nothing and run one spoken turn on this machine"
 	@echo "make test    set up from nothing and pass the tests"
@@ -10,7 +10,7 @@ help:
 	@echo "make audit   ask the public advisory database about every pinned package (needs the network)"
 	@echo "make chaos   break a server under load and count what its clients lose; a quarter of an hour or more"
 	@echo "make bench   every benchmark into perf/results/<machine>.json, a page and plots; about a quarter of an hour"
-	@echo "make lock    resolve the locks again (after a change of pyproject.toml)"
+	@echo "make lock    resolve the locks again (after a change of pyproject.toml); then make docker-lock for the images"
 
 setup:
 	@$(PYTHON) requirements/bootstrap.py
@@ -46,6 +46,9 @@ lock:
 	    --python-platform $$arch-manylinux_2_35 --python-version 3.$$minor \
 	    -o requirements/cpu-$$arch-py3$$minor.txt || exit 1; done; done
 	@wc -l requirements/*.txt
+
+docker-lock: setup
+	@$(BIN)/python docker/resolve.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import time
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def check_system() -> None:
     if libc == "glibc" and tuple(int(p) for p in version.split(".")[:2]) < MIN_GLIBC:
         needed = f"{MIN_GLIBC[0]}.{MIN_GLIBC[1]}"
         die(f"glibc {needed} or newer is needed (Debian 12, Ubuntu 22.04); this system has {version}.")
+    if not hasattr(tarfile, "data_filter"):
+        die(
+            f"Python 3.11.4 or newer is needed: NeMo unpacks checkpoints by tarfile's filters, and this is "
+            f"{platform.python_version()}.",
+            "Debian 12's own Python is older; take Python 3.12, for example by pyenv or uv.",
+        )
     if importlib.util.find_spec("ensurepip") is None:
         die(f"Python's venv module is incomplete: apt-get install python{major_minor}-venv")
     soname = sysconfig.get_config_var("INSTSONAME") or ""
@@ -76,11 +83,11 @@ def check_system() -> None:
             "A Python built from source needs --enable-shared.",
         )
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    missing = [tool for tool in ("cc", "c++") if shutil.which(tool) is None]
+    missing = [tool for tool in ("cc", "c++", "make") if shutil.which(tool) is None]
     if missing or not headers.exists():
         what = ", ".join(missing + ([] if headers.exists() else ["Python.h"]))
         die(
-            f"a C and C++ compiler and Python's headers are needed to build two small wheels (missing: {what}).",
+            f"a C and C++ compiler, make and Python's headers are needed to build small wheels (missing: {what}).",
             f"On Debian or Ubuntu: apt-get install build-essential python{major_minor}-dev",
         )
 

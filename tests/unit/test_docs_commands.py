@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import typer.main
-from support_docs import ROOT, commands, pages
 
+from support_docs import ROOT, commands, pages
 from triton_voice.cli.app import app
 
 

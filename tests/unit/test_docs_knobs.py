@@ -7,9 +7,9 @@ import re
 
 import pytest
 from google.protobuf import text_format
-from support_docs import ROOT
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from support_docs import ROOT
 from triton_voice.server import ServerSettings
 
 MODELS = ("parakeet", "magpie", "nemotron")

@@ -68,8 +68,8 @@ def test_the_transducers_loss_and_gradient_are_those_of_the_definition(frames, t
         assert not gradient[i, t:].any() and not gradient[i, :, u + 1 :].any()
 
 
-def trainer(folder):
-    plan = parakeet.Plan(SHAPE, batch=3, steps=STEPS, seed=1)
+def trainer(folder, start=None):
+    plan = parakeet.Plan(SHAPE, batch=3, steps=STEPS, seed=1, start=start)
     if not (folder / "tokenizer").exists():
         maker.train_tokenizer(folder / "tokenizer", TEXTS, SHAPE.vocabulary)
     tokens = parakeet.tokens_of(folder / "tokenizer", TEXTS)
@@ -103,6 +103,17 @@ def test_an_interrupted_run_gives_what_an_uninterrupted_one_gives(trained, tmp_p
     assert second.progress == 1
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], weight), name
+
+
+def test_another_training_begins_with_the_weights_of_an_earlier_one(trained, tmp_path):
+    """At a lower rate and with the transducer's loss from the first step: it can hear already."""
+    trained[0].save()
+    later = trainer(tmp_path, start=trained[0].folder)
+    assert later.step == 0
+    for name, weight in trained[0].model.state_dict().items():
+        assert torch.equal(later.model.state_dict()[name], weight), name
+    (losses,) = steps(later, 1)
+    assert "rnnt" in losses and losses["rate"] < trained[1][0]["rate"] and not later.batches.easy
 
 
 def test_a_state_of_another_shape_is_refused(trained, tmp_path):

@@ -1,6 +1,7 @@
 """Writes the small world's fixed sets for `triton-voice eval`: recordings, texts to speak, dialogues.
 
-    python -m triton_voice_training.evaluation_sets checkpoints/evaluation
+    python -m triton_voice_training.evaluation_sets checkpoints/evaluation \
+        --judge checkpoints/parakeet-tiny/parakeet.nemo
 
 They are in the project, so that neither CI nor a user needs a synthesiser to make them. None of the sentences was
 trained on, but for the fixed phrases among the replies; the same command writes the same sets.
@@ -18,7 +19,9 @@ import numpy as np
 import soundfile
 import typer
 
-from triton_voice_training import chat_data, chat_evaluation, speech, world
+from triton_voice.evaluation.offline import OfflineRecogniser
+from triton_voice.evaluation.words import spoken_words
+from triton_voice_training import cast, chat_data, chat_evaluation, speech, world
 
 #: Recordings in voices that are trained on and in ones that are not, and clips without speech.
 SEEN_RECORDINGS, UNSEEN_RECORDINGS, SILENCES = 42, 18, 4
@@ -28,7 +31,10 @@ LEAD_S, TAIL_S, SILENCE_S = 0.3, 0.5, 2.0
 #: Of full scale: the noise in clips without speech.
 NOISE_LEVELS = (0.0, 0.001, 0.003, 0.01)
 SPEEDS, PITCHES = (0.9, 1.15), (0.9, 1.15)
-TEXTS = 30
+TEXTS = 40
+#: The synthesiser's default voice, and the lookahead at which its originals are judged.
+DEFAULT = cast.CAST[2]
+JUDGED_AT_MS = 160
 #: Fixed phrases, short ones among them: a synthesiser that learned to end must end here too.
 PHRASES = ("Okay.", "You are welcome.", "In which city?", "Goodbye! Have a nice day.", "I am fine, thank you.",
            world.GREETING, world.HELP, world.OFF_TOPIC, world.NO_TOOLS, world.JOKES[0])  # fmt: skip
@@ -77,9 +83,26 @@ def _recording(folder: Path, name: str, audio: speech.Samples, text: str, voice:
     return {"audio_filepath": path, "duration": seconds, "text": text, "voice": voice, "speaker": speaker}
 
 
-def write_texts(folder: Path) -> None:
-    """Writes `replies.jsonl`: what the synthesiser is to say, and how it sounds in words."""
-    texts = [*PHRASES, *world.replies("held_out", TEXTS, SEED)]
+def write_texts(folder: Path, judge: str) -> None:
+    """Writes `replies.jsonl`: what the synthesiser is to say, and how it sounds in words.
+
+    Read-back is to judge the voice, not the listener: a sentence that the recogniser gets wrong in the voice that the
+    synthesiser learned from is left out. Those are some long ones of the assistant whose words stand nowhere else.
+
+    Args:
+        folder: To write to.
+        judge: The recogniser's checkpoint.
+    """
+    recogniser = OfflineRecogniser(judge)
+    texts = []
+    for text in [*PHRASES, *world.replies("held_out", TEXTS, SEED)]:
+        said = speech.synthesize(speech.spoken(text), DEFAULT.voice, DEFAULT.speed, DEFAULT.pitch)
+        lead, tail = (np.zeros(round(seconds * speech.SAMPLE_RATE), np.int16) for seconds in (LEAD_S, TAIL_S))
+        heard = recogniser.transcribe(np.concatenate([lead, said, tail]), JUDGED_AT_MS)
+        if spoken_words(heard) == spoken_words(speech.spoken(text)):
+            texts.append(text)
+        else:
+            print(f"left out: {text!r} is heard as {heard!r}", flush=True)
     _write(folder / "replies.jsonl", ({"text": text, "spoken": speech.spoken(text)} for text in texts))
 
 
@@ -119,11 +142,14 @@ def _write(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
 
 
-def main(folder: Annotated[Path, typer.Argument(help="Where the sets go, e.g. checkpoints/evaluation.")]) -> None:
+def main(
+    folder: Annotated[Path, typer.Argument(help="Where the sets go, e.g. checkpoints/evaluation.")],
+    judge: Annotated[str, typer.Option(help="The recogniser that will read back.")],
+) -> None:
     """Write the three sets."""
     folder.mkdir(parents=True, exist_ok=True)
     write_recordings(folder)
-    write_texts(folder)
+    write_texts(folder, judge)
     write_dialogues(folder)
 
 

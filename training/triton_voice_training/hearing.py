@@ -17,6 +17,8 @@ from triton_voice_training.corpus import Corpus, render
 #: Short texts are few and everyone says them: each is spoken in so many voices.
 SHORT_WORDS = 3
 SHORT_COPIES = 24
+#: Sentences without a choice in them are said often, too, and a draw of many has each of them once.
+FIXED_COPIES = 24
 #: How many sentences are judged, of users and of the assistant.
 JUDGED_REQUESTS = 300
 JUDGED_REPLIES = 100
@@ -53,7 +55,8 @@ def training_texts(amount: Amount) -> list[str]:
     answered = [speech.spoken(text) for text in world.replies("train", amount.replies)]
     distinct = dict.fromkeys(asked + answered)
     short = [text for text in distinct if len(text.split()) <= SHORT_WORDS]
-    return asked * amount.request_copies + answered + short * SHORT_COPIES
+    fixed = sorted(speech.spoken(text) for text in world.FIXED)
+    return asked * amount.request_copies + answered + short * SHORT_COPIES + fixed * FIXED_COPIES
 
 
 def held_out_texts() -> list[str]:

@@ -48,6 +48,8 @@ SHAPE = Shape(
 DROPOUT = 0.05
 #: Twice that, and the encoder of this depth never learns to listen.
 PEAK_RATE = 1e-3
+#: For a training that begins with the weights of an earlier one.
+LATER_PEAK_RATE = 4e-4
 #: Of the peak, at the end of the cosine.
 FINAL_RATE = 0.01
 WARM_UP_STEPS = 400
@@ -76,6 +78,7 @@ class Plan:
         steps: How many; 0 to train for `minutes`.
         minutes: How long; the learning rate follows the clock, so the result depends on the machine's speed.
         seed: Of weights, draws and speech.
+        start: Folder of an earlier training whose weights and tokenizer to begin with.
     """
 
     shape: Shape = SHAPE
@@ -84,6 +87,12 @@ class Plan:
     steps: int = 0
     minutes: float = 10.0
     seed: int = 0
+    start: Path | None = None
+
+    @property
+    def peak_rate(self) -> float:
+        """Highest learning rate."""
+        return LATER_PEAK_RATE if self.start else PEAK_RATE
 
 
 def build(tokenizer: Path, shape: Shape, seed: int) -> Any:
@@ -119,7 +128,7 @@ class Trainer:
         self.ctc = torch.nn.Linear(plan.shape.width, plan.shape.vocabulary + 1).to(device)
         self.weights = [*self.model.parameters(), *self.ctc.parameters()]
         self.optimizer = torch.optim.AdamW(
-            self.weights, PEAK_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=device.type == "cuda"
+            self.weights, plan.peak_rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=device.type == "cuda"
         )
         self.log = folder / "log.jsonl"
         self.step, self.elapsed, self.skipped = 0, 0.0, 0
@@ -128,6 +137,8 @@ class Trainer:
             self._resume()
         else:
             cut_log(self.log, 0)
+            if plan.start:
+                self._load(plan.start)
 
     @property
     def progress(self) -> float:
@@ -147,11 +158,11 @@ class Trainer:
         rate = min(1.0, (self.step + 1) / WARM_UP_STEPS)
         rate *= FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in self.optimizer.param_groups:
-            group["lr"] = PEAK_RATE * rate
+            group["lr"] = self.plan.peak_rate * rate
         # Dropout, masks and the batch's lookahead come from global generators; by the step, so that a run can resume.
         torch.manual_seed(self.plan.seed * 1_000_003 + self.step)
         random.seed(f"step {self.plan.seed} {self.step}")
-        self.batches.easy = progress < EASY
+        self.batches.easy = progress < EASY and not self.plan.start
         batch = self.batches[self.step]
         self.model.train()
         self.model.spec_augmentation = None if self.batches.easy else self.masks
@@ -163,7 +174,7 @@ class Trainer:
         # By token, so that a batch of long utterances weighs what one of short ones does.
         ctc = (ctc / (batch.tokens + 1)).mean()
         loss, losses = ctc, {"ctc": ctc.detach()}
-        if progress >= CTC_ONLY:
+        if progress >= CTC_ONLY or self.plan.start:
             predicted, _, _ = self.model.decoder(targets=batch.targets, target_length=batch.tokens)
             logits = self.model.joint(encoder_outputs=encoded, decoder_outputs=predicted)
             transducer = rnnt_loss(logits, batch.targets, frames.long(), batch.tokens, self.blank)
@@ -177,7 +188,7 @@ class Trainer:
         else:
             self.skipped += 1
         self.step += 1
-        return {"rate": PEAK_RATE * rate, **{name: float(value) for name, value in losses.items()}}
+        return {"rate": self.plan.peak_rate * rate, **{name: float(value) for name, value in losses.items()}}
 
     def save(self) -> None:
         """Saves everything that a later run needs; an interrupted save leaves the one before."""
@@ -190,12 +201,17 @@ class Trainer:
         torch.save(state, temporary)
         temporary.replace(self.folder / "state.pt")
 
-    def _resume(self) -> None:
-        state = torch.load(self.folder / "state.pt", map_location=self.device, weights_only=True)
+    def _load(self, folder: Path) -> dict[str, Any]:
+        """Takes over the weights of a state; returns all of it."""
+        state: dict[str, Any] = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
         if state["shape"] != vars(self.plan.shape):
-            raise typer.BadParameter(f"{self.folder}/state.pt is of a model of another shape; remove it to start again")
+            raise typer.BadParameter(f"{folder}/state.pt is of a model of another shape; remove it to start again")
         self.model.load_state_dict(state["model"])
         self.ctc.load_state_dict(state["ctc"])
+        return state
+
+    def _resume(self) -> None:
+        state = self._load(self.folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.elapsed, self.skipped = state["step"], state["elapsed"], state["skipped"]
         cut_log(self.log, state["logged"])
@@ -230,6 +246,8 @@ def train(plan: Plan, folder: Path, device: torch.device, workers: int = 0) -> d
     texts = [utterance.text for utterance in spoken["train"].utterances]
     hours, generation_s = spoken["train"].hours, time.monotonic() - began
     console.print(f"{len(texts):,} utterances, {hours:.1f} hours of speech, made or found in {generation_s:.0f} s")
+    if plan.start:
+        shutil.copytree(plan.start / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     if not (folder / "tokenizer" / "tokenizer.model").exists():
         train_tokenizer(folder / "tokenizer", list(dict.fromkeys(texts)), plan.shape.vocabulary)
     tokens = tokens_of(folder / "tokenizer", texts)
@@ -281,7 +299,7 @@ def _run(trainer: Trainer, quick: dict[str, Trial]) -> None:
                 row = losses
                 shown = " ".join(f"{name} {value:.3f}" for name, value in {**losses, **last}.items() if name != "rate")
                 bar.update(task, completed=trainer.progress, description=f"step {trainer.step} {shown}")
-            if trainer.step % JUDGE_EVERY == 0 and trainer.progress > CTC_ONLY:
+            if trainer.step % JUDGE_EVERY == 0 and (trainer.progress > CTC_ONLY or trainer.plan.start):
                 last = {name: round(errors(trainer.model, t, QUICK_LOOKAHEAD).rate, 5) for name, t in quick.items()}
                 row = {**losses, **last}
                 console.print(f"step {trainer.step}, {trainer.seconds:.0f} s: word error rate {last}, loss {losses}")
@@ -304,9 +322,12 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Annotated[int, typer.Option(help="Processes that make speech; 0: one on each core.")] = 0,
     restart: Annotated[bool, typer.Option(help="Forget an earlier run's state.")] = False,
+    start: Annotated[Path | None, typer.Option(help="Folder of an earlier training to begin with.")] = None,
 ) -> None:
     """Train Parakeet-tiny, measure it and write parakeet.nemo."""
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if start and not (start / "state.pt").exists():
+        raise typer.BadParameter(f"{start} holds no state.pt of an earlier training")
     out.mkdir(parents=True, exist_ok=True)
     if restart:
         for name in ("state.pt", "log.jsonl"):
@@ -318,6 +339,7 @@ def main(
         steps=steps,
         minutes=minutes,
         seed=seed,
+        start=start,
     )
     figures = train(plan, out, chosen, workers)
     console.print_json(data={name: value for name, value in figures.items() if name != "examples"})
