@@ -19,5 +19,6 @@ def test_streams_stay_with_their_server_and_only_a_killed_servers_streams_are_lo
     assert hashed.lost == 0
     tolls = {phase.name: phase.tolls["parakeet"] for phase in proof.phases}
     assert tolls["server a drained and stopped"].untouched
-    assert tolls["server b killed"].errors.keys() <= {"ServerGone", "SequenceLost"}
+    # Who reaches the restarted server before the balancer has noticed, is told that the models are not there.
+    assert tolls["server b killed"].errors.keys() <= {"ServerGone", "SequenceLost", "UnknownModel", "ModelNotReady"}
     assert tolls["server b killed"].came_back

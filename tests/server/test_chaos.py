@@ -15,10 +15,13 @@ def test_a_flood_and_cut_connections_touch_nobody_else_and_a_killed_model_comes_
     """`run` itself judges: nobody hung, every transcript is what it was before, slots and processes are given back."""
     result = chaos(tiny, "flood", "connections", "kill-parakeet")
     assert result.passed, result.as_json()["outcomes"]
-    flood, connections, killed = (outcome.tolls["parakeet"] for outcome in result.outcomes)
+    outcomes = {outcome.fault: outcome for outcome in result.outcomes}
+    flood, connections, killed = (
+        outcomes[name].tolls["parakeet"] for name in ("flood", "connections", "kill-parakeet")
+    )
     assert flood.untouched
     assert flood.answered
-    assert set(result.outcomes[0].notes["what the garbage got back"]["broken JSON"]) == {"refused"}
+    assert set(outcomes["flood"].notes["what the garbage got back"]["broken JSON"]) == {"refused"}
     assert connections.errors.keys() <= {"ServerGone", "SequenceLost"}
     assert killed.errors
     assert killed.back_s is not None
