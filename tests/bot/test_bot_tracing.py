@@ -26,7 +26,7 @@ def provider(collector: SpanReceiver):
 
 
 async def traced(collector: SpanReceiver, provider, conversation: str, complete) -> list[Span]:
-    """The spans of a conversation, once they are complete: Triton sends its own some seconds later."""
+    """The spans of a conversation, once complete and joined: Triton sends its own some seconds later."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             await asyncio.to_thread(provider.force_flush)
@@ -35,7 +35,8 @@ async def traced(collector: SpanReceiver, provider, conversation: str, complete)
                 for s in collector.spans
                 if s.name == "conversation" and s.attributes["conversation.id"] == conversation
             ]
-            if roots and complete(spans := below([s for s in collector.spans if s.trace == roots[0].trace], roots[0])):
+            everything = [s for s in collector.spans if roots and s.trace == roots[0].trace]
+            if roots and complete(spans := below(everything, roots[0])) and len(spans) == len(everything):
                 return spans
             await asyncio.sleep(0.2)
 
@@ -61,8 +62,6 @@ async def test_a_turn_is_one_trace_from_the_bot_down_into_triton(server, says, c
             path.append(span.name)
         return path
 
-    everything = [span for span in collector.spans if span.trace == spans[0].trace]
-    assert {span.id for span in everything} == set(by_id), "a span hangs from nothing"
     for service, model in (("stt", "parakeet"), ("llm", "nemotron"), ("tts", "magpie")):
         answered = [s for s in spans if s.service == "triton" and s.name == model]
         assert answered, f"Triton tells nothing of {model}"
@@ -74,7 +73,7 @@ async def test_a_turn_is_one_trace_from_the_bot_down_into_triton(server, says, c
     turns = {span.id: {s.name for s in spans if s.parent == span.id} for span in spans if span.name == "turn"}
     assert {"stt", "llm", "tts"} in turns.values()
     assert any(name == "first response" for s in spans for name, _ in s.events)
-    said = repr([(s.attributes, s.events) for s in everything])
+    said = repr([(s.attributes, s.events) for s in spans])
     for words in (QUESTION_WORDS, REPLY, "Hello.", "timer"):
         assert words not in said, "what was said left with the spans"
 
