@@ -88,4 +88,5 @@ async def test_when_the_engine_dies_everyone_is_told_and_nobody_hangs(server, cl
     assert server.server.wait(0) is None  # the model's process did not take the server with it
     assert "--model-control-mode=explicit; restart the server" in server.server.log_file.read_text(errors="replace")
     await asyncio.to_thread(server.server.stop)
-    assert not [process for process in family if process.is_running()]
+    # One whose parent ended before it waits for init to take note of it.
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

@@ -189,11 +189,14 @@ async def main():
     async with TritonVoice({server.grpc!r}) as voice:
         stream = voice.open_stream()
         await stream.send(np.zeros(1600, np.int16))
+        print("sending", flush=True)
         await stream.send(np.zeros(16000 * 600, np.int16))
 asyncio.run(main())
 """
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    assert await process.stdout.readline() == b"sending\n"
+    await asyncio.sleep(1.5)  # metrics come twice a second: what is counted from here on is this request's
     steps = server.metric("parakeet_step_seconds_count")
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     while server.metric("parakeet_step_seconds_count") < steps + 5:  # the long request is being worked on
         await asyncio.sleep(0.1)
     process.kill()
