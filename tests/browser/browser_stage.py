@@ -57,7 +57,9 @@ class Bot:
         self.port = free_port()
         self.url = f"http://localhost:{self.port}"
         self._output = folder / f"bot-{self.port}.log"
-        self._command = [str(Path(sys.executable).with_name("triton-voice")), "bot", "--port", str(self.port), *options]
+        hosts = f"localhost,127.0.0.1,{INSECURE_HOST}"
+        program = str(Path(sys.executable).with_name("triton-voice"))
+        self._command = [program, "bot", "--port", str(self.port), "--allowed-hosts", hosts, *options]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
