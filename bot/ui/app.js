@@ -276,6 +276,7 @@ const messages = {
   "bot-started-speaking": () => {
     botSpeaking = true;
     thinking = stopped = false;
+    transcript.botStarted();
     speaker.unhush();
     if (!trouble) showProblem(null);
   },

@@ -74,6 +74,10 @@ class BotTurn extends Turn {
     return joined([...this.#segments.values()]);
   }
 
+  get speaking() {
+    return this.item.classList.contains("unfinished");
+  }
+
   set speaking(speaking) {
     this.item.classList.toggle("unfinished", speaking);
   }
@@ -94,6 +98,7 @@ export class Transcript extends EventTarget {
   #announce;
   #user = null;
   #bot = null;
+  #cut = null; // the reply that was cut off, until the bot has stopped
   #latency = null; // data of a turn whose reply is not on the page yet
   #slowest = 1_000; // ms; the full width of a latency bar
 
@@ -110,7 +115,7 @@ export class Transcript extends EventTarget {
 
   clear() {
     this.#list.replaceChildren();
-    this.#user = this.#bot = this.#latency = null;
+    this.#user = this.#bot = this.#cut = this.#latency = null;
     this.#changed();
   }
 
@@ -166,6 +171,7 @@ export class Transcript extends EventTarget {
   botOutput({ segment_id, text, spoken_progress, will_be_spoken }) {
     const heard = will_be_spoken === false ? text : (spoken_progress?.accumulated_text ?? "");
     if (!heard.trim()) return;
+    if (this.#cut) return this.#hearLate(segment_id, heard);
     if (this.#unanswered) this.#endReply();
     if (!this.#bot) {
       if (this.#user?.ended) this.#dropEmptyUser();
@@ -178,6 +184,7 @@ export class Transcript extends EventTarget {
   }
 
   botStopped() {
+    this.#cut = null;
     if (!this.#bot) return;
     this.#bot.speaking = false;
     this.#announce(`Assistant: ${this.#bot.words}`);
@@ -186,11 +193,17 @@ export class Transcript extends EventTarget {
   /** The reply was cut off. @param {string} label who did it, in a word */
   botInterrupted(label) {
     if (this.#bot && !this.#unanswered) {
+      if (this.#bot.speaking) this.#cut = this.#bot;
       this.#bot.cut(label);
       this.#announce(`Assistant, ${label}: ${this.#bot.words}`);
     }
     this.#endReply();
     this.#changed();
+  }
+
+  /** The assistant begins to speak: what comes now is no late word of a reply that was cut off. */
+  botStarted() {
+    this.#cut = null;
   }
 
   /** How long the user waited for the reply that is spoken now, or that comes next. */
@@ -203,7 +216,14 @@ export class Transcript extends EventTarget {
   hangUp() {
     this.#dropEmptyUser();
     this.#endReply();
-    this.#latency = null;
+    this.#cut = this.#latency = null;
+    this.#changed();
+  }
+
+  /** A word that was sounding when its reply was cut off; the news of it may come after the news of the cut. */
+  #hearLate(segmentId, heard) {
+    this.#cut.hear(segmentId, heard);
+    this.#cut.end();
     this.#changed();
   }
 

@@ -81,16 +81,38 @@ def test_stop_silences_the_assistant(visit: Visit, bot: Bot, shoot: Shoot):
     assert page.evaluate("document.querySelector('#speaker').muted")  # what the browser still holds back
     assert visitor.expect(".turn.assistant .cut").inner_text() == "stopped"
     visitor.expect_state("listening")
+    visitor.wait_for_silence()
     said = visitor.said("assistant")
     assert len(said) == 1 and "greetings" not in said[0]  # its last word was not heard, so it is not shown
-    visitor.wait_for_silence()
-    assert visitor.said("assistant") == said
     assert page.evaluate("!document.querySelector('#speaker').muted")
     shoot(visitor, "stopped")
     session = page.evaluate("sessionStorage.getItem('triton-voice.session')")
     remembered = [message["text"] for message in bot.get(f"session/{session}")["messages"]]
-    assert remembered == said
+    assert len(remembered) == 1 and said[0].startswith(remembered[0])
+    assert len(said[0].split()) - len(remembered[0].split()) <= 1  # one word may sound at the very moment
     assert visitor.errors == []
+
+
+def test_a_word_reported_after_the_cut_belongs_to_the_reply_that_was_cut(visit: Visit):
+    """The bot's news of a word and of an interruption can cross; no second reply may begin with the same words."""
+    visitor = visit()
+    turns = visitor.page.evaluate("""async () => {
+      const { Transcript } = await import("./ui/transcript.js");
+      const list = document.createElement("ol");
+      const transcript = new Transcript(list, () => {});
+      const hear = (segment_id, words) => transcript.botOutput({
+        segment_id, text: words, will_be_spoken: true, spoken_progress: { accumulated_text: words },
+      });
+      transcript.botStarted();
+      hear(1, "Hello. I am the");
+      transcript.botInterrupted("stopped");
+      hear(1, "Hello. I am the voice");
+      transcript.botStopped();
+      transcript.botStarted();
+      hear(2, "Yes?");
+      return [...list.children].map((turn) => turn.innerText);
+    }""")
+    assert turns == ["Assistant: Hello. I am the voice stopped", "Assistant: Yes?"]
 
 
 def test_mute(visit: Visit):
