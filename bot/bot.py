@@ -14,6 +14,7 @@ from typing import Any
 
 from loguru import logger
 from pipecat.frames.frames import (
+    ErrorFrame,
     LLMMessagesAppendFrame,
     LLMRunFrame,
     LLMUpdateSettingsFrame,
@@ -37,12 +38,13 @@ from pipecat.utils.text.transforms import strip_markdown
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_triton import TritonLLMService, TritonSTTService, TritonTTSService
+from triton_voice import ServerSilent
 from voice_bot import persona
 from voice_bot.latency import TurnLatency, TurnLatencyObserver
 from voice_bot.memory import Memory
 from voice_bot.recording import Recorder
 from voice_bot.settings import BotSettings, TurnTaking
-from voice_bot.turn_taking import user_params
+from voice_bot.turn_taking import Cut, user_params
 
 HEARS_HZ = 16_000
 """Rate of the user's audio in the pipeline: the recogniser's."""
@@ -76,6 +78,7 @@ class Services:
             llm=TritonLLMService(
                 url=settings.server,
                 conversation=memory.label,
+                answer_timeout_s=settings.answer_timeout_s,
                 settings=TritonLLMService.Settings(
                     system_instruction=persona.system_prompt(memory.language),
                     max_tokens=settings.reply_tokens,
@@ -146,7 +149,9 @@ class Conversation:
         services = services or Services.of(settings, turn, memory)
         context = memory.context
         context.set_tools(persona.tools())
-        listener, speaker = LLMContextAggregatorPair(context, user_params=await user_params(turn, HEARS_HZ))
+        cut = Cut()
+        listener, speaker = LLMContextAggregatorPair(context, user_params=await user_params(turn, HEARS_HZ, cut))
+        speaker.add_event_handler("on_after_process_frame", cut.on_after_process_frame)
         steps: list[FrameProcessor] = [
             transport.input(),
             services.stt,
@@ -206,6 +211,12 @@ class Conversation:
                 on_interrupted()
             if message.content:
                 on_said("assistant", message.content)
+
+        @self.worker.event_handler("on_pipeline_error")
+        async def on_error(worker: Any, frame: ErrorFrame) -> None:
+            voiceless = frame.processor is self.services.tts
+            if isinstance(frame.exception, ServerSilent) and not voiceless:
+                await self.worker.queue_frame(TTSSpeakFrame(persona.NO_ANSWER))
 
         @self.worker.event_handler("on_idle_timeout")
         async def on_idle(worker: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -24,7 +23,7 @@ from pipecat.services.openai.base_llm import BaseOpenAILLMService, OpenAILLMSett
 from pipecat.utils.types import NOT_GIVEN, NotGiven
 
 from pipecat_triton.service import TritonService
-from triton_voice import DEFAULT_URL, ServerGone
+from triton_voice import DEFAULT_URL, ServerSilent
 
 Chunks = AsyncGenerator[ChatCompletionChunk, None]
 
@@ -66,7 +65,7 @@ class TritonLLMService(TritonService, BaseOpenAILLMService):
         *,
         url: str = DEFAULT_URL,
         conversation: str | None = None,
-        first_token_timeout_s: float | None = 30.0,
+        answer_timeout_s: float | None = 30.0,
         settings: TritonLLMSettings | None = None,
         **kwargs: Any,
     ) -> None:
@@ -75,7 +74,8 @@ class TritonLLMService(TritonService, BaseOpenAILLMService):
         Args:
             url: `host:port` of the server's gRPC endpoint.
             conversation: An id for the server's log lines about this conversation's requests.
-            first_token_timeout_s: How long a reply may take to begin before it counts as failed; None waits for ever.
+            answer_timeout_s: How long a reply may take to begin, and to go on, before it counts as failed; None waits
+                for ever.
             settings: Runtime-updatable settings.
             **kwargs: Passed to `BaseOpenAILLMService`.
         """
@@ -83,7 +83,7 @@ class TritonLLMService(TritonService, BaseOpenAILLMService):
         if settings is not None:
             default_settings.apply_update(settings)
         super().__init__(url=url, conversation=conversation, settings=default_settings, **kwargs)
-        self._first_token_timeout_s = first_token_timeout_s
+        self._answer_timeout_s = answer_timeout_s
 
     def create_client(self, **kwargs: Any) -> Any:  # type: ignore[override]
         """Create what stands in for the OpenAI client.
@@ -131,21 +131,17 @@ class TritonLLMService(TritonService, BaseOpenAILLMService):
         """Does what the OpenAI client's `chat.completions.create` does."""
         chunks = self._chunks(_body(params, str(self._settings.model)))
         try:
-            async with asyncio.timeout(self._first_token_timeout_s):
-                first = await anext(chunks)
-        except TimeoutError:
-            await chunks.aclose()
+            first = await anext(chunks)
+        except ServerSilent:
             await self._call_event_handler("on_completion_timeout")
-            raise ServerGone(f"no reply began within {self._first_token_timeout_s:g} s") from None
-        except BaseException:
-            await chunks.aclose()
             raise
         self._settings_worked = True
         answer = _resumed(first, chunks)
         return answer if params.get("stream") else await _whole(answer)
 
     async def _chunks(self, body: dict[str, Any]) -> Chunks:
-        async with contextlib.aclosing(self._voice.chat_chunks(body, model=str(self._settings.model))) as chunks:
+        answer = self._voice.chat_chunks(body, model=str(self._settings.model), answer_timeout_s=self._answer_timeout_s)
+        async with contextlib.aclosing(answer) as chunks:
             async for chunk in chunks:
                 for part in _one_call_each(chunk):
                     yield ChatCompletionChunk.model_validate(part)

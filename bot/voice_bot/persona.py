@@ -20,6 +20,8 @@ SYSTEM_PROMPT = (
     "ask. Use your tools for the time and the weather."
 )
 GREETING = "Hello! I am your voice assistant. How can I help you?"
+NO_ANSWER = "Sorry, that took too long. Please say it again."
+"""Said when a model that hears or thinks gives no answer in time."""
 LANGUAGE_NAMES = {
     "de": "German", "en": "English", "es": "Spanish", "fr": "French", "hi": "Hindi", "it": "Italian", "ja": "Japanese",
     "vi": "Vietnamese", "zh": "Mandarin",

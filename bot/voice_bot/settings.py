@@ -149,6 +149,11 @@ class BotSettings(BaseSettings):
     )
     greeting: str | None = Field(default=None, description="Said first; empty for none. Default: the persona's.")
     reply_tokens: int = Field(default=200, ge=1, description="Longest reply, in tokens of the language model.")
+    answer_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="Seconds that a reply may take to begin, or to go on, before the bot says that it has none.",
+    )
     temperature: float = Field(default=0.6, ge=0, le=2, description="Of the language model.")
     history: int = Field(
         default=40, ge=2, description="Messages that the language model is given; older ones are forgotten."

@@ -6,6 +6,7 @@ import asyncio
 import re
 from typing import Any
 
+from loguru import logger
 from pipecat.audio.turn.smart_turn.base_smart_turn import SmartTurnParams
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.audio.vad.silero import SileroVADAnalyzer
@@ -14,8 +15,10 @@ from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
     EagerEndOfTurnCancelFrame,
+    EagerTranscriptionFrame,
     Frame,
     InterimTranscriptionFrame,
+    InterruptionFrame,
     LLMRunFrame,
     TranscriptionFrame,
     UserBackchannelFrame,
@@ -35,14 +38,17 @@ _WORD = re.compile(r"[\w'\u2019-]+")
 
 WARM_UP_S = 1
 """Silence on which Smart Turn is tried out, so that the first turn's verdict takes no longer than the others'."""
+CUT_LIMIT_S = 2.0
+"""How long the user's words wait for the bot's to be written down; a busy machine takes some hundredths."""
 
 
-async def user_params(turn: TurnTaking, sample_rate: int) -> LLMUserAggregatorParams:
+async def user_params(turn: TurnTaking, sample_rate: int, cut: Cut) -> LLMUserAggregatorParams:
     """Returns what Pipecat's user aggregator needs, with its two small models loaded and warm.
 
     Args:
         turn: When turns begin and end.
         sample_rate: Of the user's audio in the pipeline, Hz.
+        cut: Told by the assistant's aggregator when an interruption has reached it.
     """
     vad, smart_turn = await asyncio.to_thread(_load, turn)
     smart_turn.set_sample_rate(sample_rate)
@@ -52,7 +58,8 @@ async def user_params(turn: TurnTaking, sample_rate: int) -> LLMUserAggregatorPa
     return LLMUserAggregatorParams(
         vad_analyzer=vad,
         user_turn_strategies=UserTurnStrategies(
-            start=[RealWordsStartStrategy(turn)], stop=[SmartTurnStopStrategy(turn, turn_analyzer=smart_turn)]
+            start=[RealWordsStartStrategy(turn)],
+            stop=[SmartTurnStopStrategy(turn, cut, turn_analyzer=smart_turn)],
         ),
         user_turn_stop_timeout=turn.watchdog_s,
         empty_user_turn=None,  # `Conversation` goes on after such a turn in its own way
@@ -68,6 +75,37 @@ def _load(turn: TurnTaking) -> tuple[SileroVADAnalyzer, LocalSmartTurnAnalyzerV3
     )
     limits = SmartTurnParams(stop_secs=turn.incomplete_timeout_s)
     return SileroVADAnalyzer(params=vad), LocalSmartTurnAnalyzerV3(params=limits)
+
+
+class Cut:
+    """Whether the interruption that begins a turn has been through the whole pipeline.
+
+    What the user heard of an answer is written into the conversation at the pipeline's end, when the interruption gets
+    there; what the user says, near its beginning. Words that are final when they begin the turn ("Paris?" across the
+    bot) would overtake the answer that they cut, and the language model would read the two in the wrong order.
+    """
+
+    def __init__(self) -> None:
+        self._made = asyncio.Event()
+        self._made.set()
+
+    def begin(self) -> None:
+        """Notes that an interruption is about to be sent."""
+        self._made.clear()
+
+    async def on_after_process_frame(self, speaker: Any, frame: Frame) -> None:
+        """Notes that it has arrived: a handler of the assistant aggregator's event of this name."""
+        if isinstance(frame, InterruptionFrame):
+            self._made.set()
+
+    async def wait(self) -> None:
+        """Waits until what was heard of the answer is written down."""
+        try:
+            async with asyncio.timeout(CUT_LIMIT_S):
+                await self._made.wait()
+        except TimeoutError:
+            logger.warning(f"an interruption has not got through the pipeline in {CUT_LIMIT_S:g} s")
+            self._made.set()
 
 
 class Lexicon:
@@ -169,16 +207,19 @@ class SmartTurnStopStrategy(EagerTurnAnalyzerUserTurnStopStrategy):
     - An answer is begun at the final transcript too if there was no interim one at the pause (a short utterance) and
       Smart Turn still decides, or waits for the user to go on.
     - An answer that the LLM service gave up for a tool, at the very moment when the turn ended, is asked for again.
+    - Words that begin a turn by interrupting the bot count only when the answer that they cut is written down.
     """
 
-    def __init__(self, turn: TurnTaking, **kwargs: Any):
+    def __init__(self, turn: TurnTaking, cut: Cut, **kwargs: Any):
         super().__init__(**kwargs)
         self._settings = turn
+        self._cut = cut
         self._confirmed = False
         self._silence_task: asyncio.Task[None] | None = None
 
     async def handle_user_turn_started(self) -> None:
-        """Gets ready for the end of the turn that begins."""
+        """Gets ready for the end of the turn that begins; the interruption is sent behind this."""
+        self._cut.begin()
         self._confirmed = False
         if self._vad_stopped and not self._vad_user_speaking:
             self._in_turn = True
@@ -202,6 +243,8 @@ class SmartTurnStopStrategy(EagerTurnAnalyzerUserTurnStopStrategy):
             isinstance(frame, TranscriptionFrame) and frame.text.strip()
         ):
             await self._stop_waiting()
+        if isinstance(frame, TranscriptionFrame | EagerTranscriptionFrame):
+            await self._cut.wait()  # before anything here knows of the words: no other task can end the turn with them
         result = await super().process_frame(frame)
         if isinstance(frame, VADUserStoppedSpeakingFrame):
             if self._in_turn and not self._committed:

@@ -9,6 +9,7 @@ from triton_voice.errors import (
     ServerFault,
     ServerFull,
     ServerGone,
+    ServerSilent,
     TritonVoiceError,
     UnknownModel,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "ServerFault",
     "ServerFull",
     "ServerGone",
+    "ServerSilent",
     "SpeechChunk",
     "TextDelta",
     "Tls",

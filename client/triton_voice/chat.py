@@ -41,12 +41,15 @@ def body(
     return whole
 
 
-async def chat(client: grpc_aio.InferenceServerClient, request: Mapping[str, Any]) -> AsyncGenerator[ChatDelta, None]:
+async def chat(
+    client: grpc_aio.InferenceServerClient, request: Mapping[str, Any], answer_timeout_s: float | None
+) -> AsyncGenerator[ChatDelta, None]:
     """Runs one chat request; see `TritonVoice.chat`.
 
     Args:
         client: The connection.
         request: The OpenAI body.
+        answer_timeout_s: How long each piece of the reply may take; None waits for ever.
 
     Yields:
         What the reply is made of, in the order in which it comes.
@@ -55,7 +58,7 @@ async def chat(client: grpc_aio.InferenceServerClient, request: Mapping[str, Any
         TritonVoiceError: As `TritonVoice.chat`.
     """
     calls = ToolCalls()
-    async with contextlib.aclosing(chunks(client, request)) as answer:
+    async with contextlib.aclosing(chunks(client, request, answer_timeout_s)) as answer:
         async for chunk in answer:
             for choice in chunk["choices"]:
                 for delta in _deltas(choice, calls):
@@ -65,13 +68,17 @@ async def chat(client: grpc_aio.InferenceServerClient, request: Mapping[str, Any
 
 
 async def chunks(
-    client: grpc_aio.InferenceServerClient, request: Mapping[str, Any], model: str = MODEL
+    client: grpc_aio.InferenceServerClient,
+    request: Mapping[str, Any],
+    answer_timeout_s: float | None,
+    model: str = MODEL,
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Runs one chat request; see `TritonVoice.chat_chunks`.
 
     Args:
         client: The connection.
         request: The OpenAI body.
+        answer_timeout_s: As in `chat`.
         model: The language model's name on the server.
 
     Yields:
@@ -85,7 +92,7 @@ async def chunks(
     ended = False
     # Read to the end of the stream, not only to the last chunk: see `stream_infer`.
     asked = {"model_name": model, "inputs": [tensor]}
-    async with contextlib.aclosing(stream_infer(client, asked)) as results:
+    async with contextlib.aclosing(stream_infer(client, asked, answer_timeout_s)) as results:
         async for result in results:
             chunk = json.loads(result.as_numpy("chat_chunk").reshape(-1)[0])
             ended = ended or bool(chunk.get("usage"))

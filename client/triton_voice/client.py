@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,11 @@ MAX_RECONNECT_BACKOFF_MS = 1000
 """Between two attempts to connect. gRPC's own two minutes would leave a client dead long after the server is back."""
 CONVERSATION_HEADER = "triton_voice_conversation"
 """gRPC metadata with the conversation's id; `triton-voice serve` has Triton hand it on to the models' logs."""
+READY_TIMEOUT_S = 10.0
+"""A server that has not told by then whether it is ready is not: its process is stopped, or its network is gone."""
+REPLY_TIMEOUT_S = 60.0
+"""How long replies and speech may keep a caller waiting for their next piece. The first piece comes after the server's
+queue and the whole prompt: seconds on a busy machine, with a long conversation perhaps twenty."""
 MAX_CONVERSATION = 64
 _CONVERSATION = re.compile(rf"[\w.-]{{1,{MAX_CONVERSATION}}}", re.ASCII)
 
@@ -93,6 +99,8 @@ class TritonVoice:
         tls: Connects by TLS with these files.
         conversation: An id for logs: the server's lines about this client's requests carry it. Letters, digits, `_`,
             `.` and `-`, at most 64; it is no secret and proves nothing.
+        answer_timeout_s: How long `chat`, `generate` and `speak` wait for the first piece of their answer and for each
+            one after it; None waits for ever. Calls can have one of their own. The recogniser's is in `open_stream`.
 
     Raises:
         ValueError: The id has other characters or is too long.
@@ -105,12 +113,20 @@ class TritonVoice:
         ```
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, conversation: str | None = None):
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        tls: Tls | None = None,
+        conversation: str | None = None,
+        answer_timeout_s: float | None = REPLY_TIMEOUT_S,
+    ):
         if conversation is not None and not _CONVERSATION.fullmatch(conversation):
             raise ValueError(
                 f"a conversation's id has 1 to {MAX_CONVERSATION} letters, digits, '_', '.' or '-': {conversation!r}"
             )
         self.url = url
+        self.answer_timeout_s = answer_timeout_s
         self._tls = tls or (Tls.from_environment() if url.startswith(SCHEME) else None)
         self._conversation = conversation
         self._client: grpc_aio.InferenceServerClient | None = None
@@ -144,11 +160,12 @@ class TritonVoice:
         return self._client
 
     async def ready(self, models: tuple[str, ...] = ("parakeet", "nemotron", "magpie")) -> Readiness:
-        """Asks whether the server and its models are ready. Does not raise for a server that is not there."""
+        """Asks whether the server and its models are ready. Does not raise for a server that is not there or hangs."""
+        limit: dict[str, Any] = {"client_timeout": READY_TIMEOUT_S}
         try:
-            if not await self.client.is_server_live():
+            if not await self.client.is_server_live(**limit):
                 return Readiness(False)
-            states = await asyncio.gather(*(self.client.is_model_ready(model) for model in models))
+            states = await asyncio.gather(*(self.client.is_model_ready(model, **limit) for model in models))
         except InferenceServerException:
             return Readiness(False)
         return Readiness(True, dict(zip(models, states, strict=True)))
@@ -216,6 +233,7 @@ class TritonVoice:
         language: str | None = None,
         seed: int | None = None,
         model: str = TTS_MODEL,
+        answer_timeout_s: float | EllipsisType | None = ...,
         **parameters: Any,
     ) -> AsyncGenerator[SpeechChunk, None]:
         """Speaks a text.
@@ -226,6 +244,8 @@ class TritonVoice:
             language: Language of the text.
             seed: The same seed gives the same speech.
             model: The synthesiser's name on the server.
+            answer_timeout_s: How long each chunk may take; `...` takes the client's, None waits for ever. A piece of an
+                utterance waits for the pieces before it.
             **parameters: Further request parameters, e.g. `temperature`, `top_k`, `cfg_scale`, `max_seconds`, or
                 `utterance`, an id: texts with the same id are pieces of one utterance, spoken in the order in which
                 they are sent, each iteration yielding its own piece.
@@ -237,6 +257,7 @@ class TritonVoice:
         Raises:
             InvalidInput: An unknown voice, language or parameter.
             ServerFull: The server's queue is full.
+            ServerSilent: A chunk took longer than `answer_timeout_s`.
             ServerGone: The server cannot be reached.
         """
         chosen = {"voice": voice, "language": language, "seed": seed, **parameters}
@@ -245,7 +266,8 @@ class TritonVoice:
             "inputs": [_bytes_input("TEXT", text)],
             "parameters": {name: value for name, value in chosen.items() if value is not None},
         }
-        async with contextlib.aclosing(stream_infer(self.client, request)) as results:
+        stream = stream_infer(self.client, request, self._patience(answer_timeout_s))
+        async with contextlib.aclosing(stream) as results:
             async for result in results:
                 audio = result.as_numpy("AUDIO").reshape(-1)
                 words = tuple(Word(**word) for word in json.loads(_text(result, "WORDS")))
@@ -258,6 +280,7 @@ class TritonVoice:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         reasoning: bool | None = None,
+        answer_timeout_s: float | EllipsisType | None = ...,
         **sampling: Any,
     ) -> AsyncGenerator[ChatDelta, None]:
         """Continues a conversation: the model's own chat template, tool calls and thoughts.
@@ -266,6 +289,8 @@ class TritonVoice:
             messages: OpenAI messages (`role`, `content`, ...), or one user message's text.
             tools: OpenAI tools.
             reasoning: Whether the model thinks first; None leaves it to the server, which does not by default.
+            answer_timeout_s: How long each piece may take, the first one with the queue and the prompt; `...` takes the
+                client's, None waits for ever.
             **sampling: Further fields of OpenAI's chat.completions body, e.g. `max_tokens`, `temperature`, `seed`,
                 `stop`, `tool_choice`, `response_format`.
 
@@ -277,21 +302,27 @@ class TritonVoice:
             InvalidInput: A message, tool or parameter is wrong; the sentence names it.
             ServerFull: The server's queue is full.
             ModelNotReady: The model is not loaded, or its engine died.
+            ServerSilent: A piece took longer than `answer_timeout_s`.
             ServerGone: The server cannot be reached.
         """
         request = chatting.body(messages, tools, reasoning, sampling)
-        async with contextlib.aclosing(chatting.chat(self.client, request)) as deltas:
+        async with contextlib.aclosing(chatting.chat(self.client, request, self._patience(answer_timeout_s))) as deltas:
             async for delta in deltas:
                 yield delta
 
     async def chat_chunks(
-        self, request: Mapping[str, Any], *, model: str = chatting.MODEL
+        self,
+        request: Mapping[str, Any],
+        *,
+        model: str = chatting.MODEL,
+        answer_timeout_s: float | EllipsisType | None = ...,
     ) -> AsyncGenerator[dict[str, Any], None]:
         """As `chat`, for callers that speak OpenAI's own words.
 
         Args:
             request: An OpenAI chat.completions body; its `model` and `stream` may be left out.
             model: The language model's name on the server.
+            answer_timeout_s: As in `chat`.
 
         Yields:
             OpenAI chat.completion.chunk objects; thoughts are in `delta.reasoning_content`, the last one has the usage.
@@ -299,15 +330,19 @@ class TritonVoice:
         Raises:
             TritonVoiceError: As `chat`.
         """
-        async with contextlib.aclosing(chatting.chunks(self.client, request, model)) as chunks:
+        limit = self._patience(answer_timeout_s)
+        async with contextlib.aclosing(chatting.chunks(self.client, request, limit, model)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def generate(self, prompt: str, **sampling: Any) -> AsyncGenerator[TextDelta, None]:
+    async def generate(
+        self, prompt: str, *, answer_timeout_s: float | EllipsisType | None = ..., **sampling: Any
+    ) -> AsyncGenerator[TextDelta, None]:
         """Continues a prompt, as Triton's stock vLLM backend does: no chat template is applied.
 
         Args:
             prompt: The text.
+            answer_timeout_s: As in `chat`.
             **sampling: vLLM sampling parameters, e.g. `max_tokens`, `temperature`, `seed`, `stop`.
 
         Yields:
@@ -316,6 +351,7 @@ class TritonVoice:
         Raises:
             InvalidInput: An unknown or wrong sampling parameter, or a prompt that is too long.
             ServerFull: The server's queue is full.
+            ServerSilent: A piece took longer than `answer_timeout_s`.
             ServerGone: The server cannot be reached.
         """
         request = {
@@ -329,13 +365,18 @@ class TritonVoice:
             ],
         }
         last = False
-        async with contextlib.aclosing(stream_infer(self.client, request)) as results:
+        stream = stream_infer(self.client, request, self._patience(answer_timeout_s))
+        async with contextlib.aclosing(stream) as results:
             async for result in results:
                 reason = _text(result, "finish_reason") if result.as_numpy("finish_reason") is not None else ""
                 yield TextDelta(_text(result, "text_output"), reason if reason not in ("", "None") else None)
                 last = _is_last(result)
         if not last:
             raise ServerGone("the server ended the stream before the last piece of text")
+
+    def _patience(self, answer_timeout_s: float | EllipsisType | None) -> float | None:
+        """What a call's `answer_timeout_s` means."""
+        return self.answer_timeout_s if isinstance(answer_timeout_s, EllipsisType) else answer_timeout_s
 
 
 async def wait_until_ready(url: str = DEFAULT_URL, timeout_s: float = 60.0, poll_s: float = 0.2) -> None:

@@ -24,6 +24,23 @@ class ServerGone(TritonVoiceError):
     """The server cannot be reached, or went away in the middle of the call."""
 
 
+class ServerSilent(ServerGone):
+    """The server is connected, and a model has sent nothing for as long as the caller was ready to wait.
+
+    It may hang, or have more work than it can do. The request is cancelled.
+    """
+
+    @classmethod
+    def after(cls, model: str, seconds: float) -> ServerSilent:
+        """Returns it with its sentence.
+
+        Args:
+            model: Who was asked.
+            seconds: How long nothing came.
+        """
+        return cls(f"the model {model} has sent nothing for {round(seconds, 1):g} s: it hangs, or has too much to do")
+
+
 class ModelNotReady(TritonVoiceError):
     """The server runs, the model does not."""
 

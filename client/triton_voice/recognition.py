@@ -15,7 +15,7 @@ import tritonclient.grpc.aio as grpc_aio
 from tritonclient.utils import InferenceServerException
 
 from triton_voice.audio import Samples
-from triton_voice.errors import TritonVoiceError, from_triton
+from triton_voice.errors import ServerSilent, TritonVoiceError, from_triton
 from triton_voice.tracing import CallSpan
 from triton_voice.types import ASR_SAMPLE_RATE, Transcript, Word
 
@@ -25,6 +25,7 @@ START_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 30.0
 """How long one piece of audio may take, on top of a thirtieth of its own length."""
 RELEASE_TIMEOUT_S = 2.0
+DEADLINE_EXCEEDED = "StatusCode.DEADLINE_EXCEEDED"
 _NO_AUDIO = np.zeros(0, np.int16)
 
 
@@ -88,6 +89,7 @@ class RecognitionStream:
             InvalidInput: Wrong audio or parameters.
             ServerFull: No room in time; only the first piece.
             SequenceLost: The server no longer holds the stream.
+            ServerSilent: The answer took longer than `answer_timeout_s`: the stream is over.
             ServerGone: The server cannot be reached.
         """
         return await self._request(audio, {"finalize": True} if finalize else {}, end=False)
@@ -138,6 +140,8 @@ class RecognitionStream:
                 headers=self._headers(start or end or bool(parameters)),
             )
         except InferenceServerException as error:
+            if error.status() == DEADLINE_EXCEEDED:
+                raise ServerSilent.after(self._model, deadline_s) from error
             raise from_triton(error) from error
         words = json.loads(result.as_numpy("WORDS").reshape(-1)[0])
         if words and self._span is not None:

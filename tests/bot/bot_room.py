@@ -38,6 +38,8 @@ from voice_bot.memory import Memory
 from voice_bot.settings import BotSettings, TurnTaking
 
 PATIENCE_S = 60
+ROUNDS = 50
+"""Rounds of the event loop in which the pipeline does what follows from a frame, such as writing down what was said."""
 HZ = 16000
 QUESTION = read_audio(str(files("triton_voice").joinpath("data/question.wav")))
 """A whole spoken question, 3.2 s, which Smart Turn takes for one."""
@@ -130,12 +132,14 @@ class Events(BaseObserver):
         return next(at for at, frame in self.log if frame is wanted)
 
     async def until(self, done: Callable[[], Any]) -> None:
-        """Waits until something is true."""
+        """Waits until something is true, and until what follows from it at once has happened."""
         try:
             async with self._changed:
                 await asyncio.wait_for(self._changed.wait_for(done), PATIENCE_S)
         except TimeoutError:
             raise AssertionError(f"it did not happen; what happened:\n{self.story()}") from None
+        for _ in range(ROUNDS):
+            await asyncio.sleep(0)
 
     async def until_frame(self, kind: type[Frame], count: int = 1) -> Any:
         """Waits for the n-th frame of a kind."""

@@ -11,6 +11,7 @@ from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
     FunctionCallResultFrame,
+    InterruptionFrame,
     TTSTextFrame,
     UserBackchannelFrame,
     UserStartedSpeakingFrame,
@@ -157,6 +158,25 @@ async def test_one_real_word_across_the_bot_interrupts(server, says):
         await guest.say(snippet(0.8))
         await guest.events.until_frame(BotStoppedSpeakingFrame, 2)
         assert guest.transcript[-2:] == [("user", "Paris?"), ("assistant", "Yes, Paris.")]
+
+
+async def test_words_that_interrupt_stand_behind_the_answer_that_they_cut(server, says):
+    """As on a busy machine: the interruption needs longer through the pipeline than the words to the conversation."""
+    async with conversing(
+        server.grpc, hears=["Tell me more.", "Paris?"], replies=[says(LONG), says("Yes, Paris.")]
+    ) as guest:
+
+        async def dawdle(processor, frame):
+            if isinstance(frame, InterruptionFrame):
+                await asyncio.sleep(0.5)
+
+        await guest.say()
+        await guest.events.until(lambda: len(guest.events.of(TTSTextFrame)) >= 2)
+        guest.conversation.services.tts.add_event_handler("on_before_process_frame", dawdle)
+        await guest.say(snippet(0.8))
+        await guest.events.until_frame(BotStoppedSpeakingFrame, 2)
+        assert [role for role, _ in guest.transcript] == ["user", "assistant"] * 2
+        assert [text for role, text in guest.transcript if role == "user"] == ["Tell me more.", "Paris?"]
 
 
 async def test_a_tool_is_called_and_its_result_spoken_of(server, says):

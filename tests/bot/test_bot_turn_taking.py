@@ -13,6 +13,7 @@ from pipecat.frames.frames import (
     EagerEndOfTurnCancelFrame,
     EagerTranscriptionFrame,
     InterimTranscriptionFrame,
+    InterruptionFrame,
     LLMRunFrame,
     TranscriptionFrame,
     UserBackchannelFrame,
@@ -24,7 +25,7 @@ from pipecat.utils.asyncio.task_manager import TaskManager
 
 from voice_bot import memory
 from voice_bot.settings import TurnTaking
-from voice_bot.turn_taking import Lexicon, RealWordsStartStrategy, SmartTurnStopStrategy
+from voice_bot.turn_taking import Cut, Lexicon, RealWordsStartStrategy, SmartTurnStopStrategy
 
 SOUND, BOT_BEGINS, BOT_ENDS = VADUserStartedSpeakingFrame(), BotStartedSpeakingFrame(), BotStoppedSpeakingFrame()
 
@@ -109,7 +110,10 @@ class Turn:
     """A stop strategy with the controller's side played by the test."""
 
     def __init__(self, **settings: Any):
-        self.strategy = SmartTurnStopStrategy(TurnTaking(**settings), turn_analyzer=LocalSmartTurnAnalyzerV3())
+        self.cut = Cut()
+        self.strategy = SmartTurnStopStrategy(
+            TurnTaking(**settings), self.cut, turn_analyzer=LocalSmartTurnAnalyzerV3()
+        )
         self.stops: list[bool] = []
         self.speculations: list[Any] = []
         self.pushed: list[Any] = []
@@ -128,6 +132,7 @@ class Turn:
         setup: Any = _Setup(TaskManager(loop=asyncio.get_running_loop()))
         await self.strategy.setup(setup)
         await self.strategy.handle_user_turn_started()
+        await self.cut.on_after_process_frame(None, InterruptionFrame())
         return self
 
     async def __aexit__(self, *exc: object) -> None:

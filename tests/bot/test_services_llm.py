@@ -214,7 +214,7 @@ async def test_no_server_is_a_lost_connection_and_the_service_stays_usable():
 async def test_a_reply_that_never_begins_is_given_up(server, says):
     llm = TritonLLMService(
         url=server.grpc,
-        first_token_timeout_s=0.05,
+        answer_timeout_s=0.05,
         settings=TritonLLMService.Settings(extra=says(ENDLESS, step_ms=500)),
     )
     timed_out = asyncio.Event()
