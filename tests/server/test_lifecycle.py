@@ -21,7 +21,8 @@ import pytest
 import soundfile
 
 from support import speechlike
-from triton_voice import ModelNotReady, ServerFault, ServerFull, ServerGone, TritonVoice
+from triton_voice import InvalidInput, ModelNotReady, ServerFault, ServerFull, ServerGone, TritonVoice
+from triton_voice_chaos.subject import processes_left
 
 CLI = [str(Path(sys.executable).parent / "triton-voice")]
 START_TIMEOUT_S = 240
@@ -87,10 +88,12 @@ def stubs_of(serve: subprocess.Popen[str]) -> list[psutil.Process]:
     return [p for p in family(serve.pid) if p.name().startswith("triton_python_b")]
 
 
-def start_serve(log: Path, *options: str, only: str = "parakeet") -> tuple[subprocess.Popen[str], str]:
+def start_serve(
+    log: Path, *options: str, only: str = "parakeet", **environment: str
+) -> tuple[subprocess.Popen[str], str]:
     """Starts `serve` with one model; returns it and its gRPC endpoint once it is ready."""
     command = [*CLI, "serve", "--only", only, "--log-file", str(log), *FREE_PORTS, *options]
-    serve = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    serve = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
     return serve, next_endpoint(serve)
 
 
@@ -172,19 +175,26 @@ def test_a_dead_llm_engine_ends_serve(tiny, tmp_path):
     assert not alive
 
 
-def test_a_supervised_server_comes_back_where_it_was(tiny, tmp_path):
-    serve, first = start_serve(tmp_path / "log", "--supervise")
+def test_a_supervised_server_whose_model_dies_or_hangs_comes_back_where_it_was(tiny, tmp_path):
+    """A model that hangs looks alive to Triton. Its callers get an error when it is given up, if not before."""
+    serve, first = start_serve(tmp_path / "log", "--supervise", TRITON_VOICE_HANG_TIMEOUT_S="15")
+
+    async def hear(freeze: bool) -> bool:
+        async with TritonVoice(first) as voice, voice.open_stream(answer_timeout_s=600) as stream:
+            await stream.send(speechlike(0.5))
+            if freeze:
+                stubs_of(serve)[0].suspend()
+            return (await stream.end()).is_final
+
     with killed_on_failure(serve):
         kill_stub(serve)
-        endpoint = next_endpoint(serve)
-        assert endpoint == first
-
-        async def hear() -> bool:
-            async with TritonVoice(endpoint) as voice, voice.open_stream() as stream:
-                await stream.send(speechlike(0.5))
-                return (await stream.end()).is_final
-
-        assert asyncio.run(hear())
+        assert next_endpoint(serve) == first
+        assert asyncio.run(hear(freeze=False))
+        with pytest.raises((ServerGone, ServerFault, ModelNotReady)):
+            asyncio.run(hear(freeze=True))
+        read_until(serve, r"parakeet hangs: .* restarting")
+        assert next_endpoint(serve) == first
+        assert asyncio.run(hear(freeze=False))
         serve.send_signal(signal.SIGTERM)
         serve.stderr.read()
     assert serve.returncode == 0
@@ -197,6 +207,10 @@ def test_a_dead_llm_engine_is_replaced_under_supervision_and_no_caller_notices(t
     async def talk() -> None:
         async with TritonVoice(endpoint) as voice, voice.open_stream() as stream:
             await stream.send(speechlike(0.5))
+            with pytest.raises(InvalidInput):  # after which Triton would keep the model's process for ever
+                async for _ in voice.chat_chunks({"messages": 7}):
+                    pass
+            former = [p for p in stubs_of(serve) if "/nemotron/" in " ".join(p.cmdline())]
             [engine] = [p for p in family(serve.pid) if "EngineCore" in " ".join(p.cmdline())]
             engine.kill()
             loaded = asyncio.create_task(asyncio.to_thread(read_until, serve, "nemotron ready again"))
@@ -204,6 +218,7 @@ def test_a_dead_llm_engine_is_replaced_under_supervision_and_no_caller_notices(t
                 await stream.send(speechlike(0.5))  # the same stream, so the server behind it is not restarted
                 await asyncio.sleep(0.5)
             await loaded
+            assert not processes_left(former)
             assert (await stream.end()).is_final
 
     async def say_goodbye() -> None:

@@ -94,7 +94,8 @@ def serve(
                 fail(
                     reason, f"It was restarted {MAX_RESTARTS} times in {RESTART_WINDOW_S / 60:.0f} minutes: giving up."
                 )
-            err.print(f"[bold red]{reason}[/]; restarting", soft_wrap=True)
+            kept = f"; that log is kept as {server.former_log_file}" if settings.log_format == "text" else ""
+            err.print(f"[bold red]{reason}[/]; restarting{kept}", soft_wrap=True)
             server = TritonServer(settings, weights)
     except KeyboardInterrupt:
         err.print("stopped")
@@ -123,6 +124,7 @@ def _serve_once(server: TritonServer, restarts: Restarts | None) -> str:
         restarts: What models that unloaded themselves may be loaded again from; None loads none again.
     """
     reloads: queue.SimpleQueue[LoadEvent] = queue.SimpleQueue()
+    engines_ended: set[str] = set()
     with _log_of(server), running(server):
         err.print(
             f"[bold green]ready[/]  gRPC {server.grpc_url}   HTTP {server.settings.http_host}:{server.http_port}   "
@@ -135,10 +137,17 @@ def _serve_once(server: TritonServer, restarts: Restarts | None) -> str:
                 server.stop(drain=False)
                 what = f"{', '.join(health.dead)} died" if health.dead else f"no answer for {health.silent_s:.0f} s"
                 return f"{what}; log: {server.log_file}"
+            for model, why in health.hung.items():
+                if restarts is None or model in engines_ended or not server.end_engine(model):
+                    server.stop(drain=False)
+                    return f"{model} hangs: {why}; log: {server.log_file}"
+                engines_ended.add(model)
+                err.print(f"[bold red]{model} hangs[/]: {why}; its engine is killed", soft_wrap=True)
             for model in health.unloaded:
                 if restarts is None or not restarts.allow():
                     return f"{model} died; log: {server.log_file}"
                 err.print(f"[bold red]{model} died[/] and was unloaded; loading it again, the others go on")
+                engines_ended.discard(model)
                 _reload(server, model, reloads)
             with contextlib.suppress(queue.Empty):
                 event = reloads.get_nowait()

@@ -1,7 +1,8 @@
 """Finding, preparing, starting and stopping a tritonserver for the three models."""
 
+from triton_voice.server.health import Health
 from triton_voice.server.locate import TritonInstall, find_tritonserver
-from triton_voice.server.process import Health, LoadEvent, ServerError, TritonServer
+from triton_voice.server.process import LoadEvent, ServerError, TritonServer
 from triton_voice.server.settings import MODELS, ServerSettings, Weights
 
 __all__ = [

@@ -130,7 +130,10 @@ class Launch:
         prepend("LD_LIBRARY_PATH", *(str(d) for d in self.install.library_dirs))
         prepend("PATH", str(Path(sys.executable).parent))
         prepend("PYTHONPATH", *site.getsitepackages())
-        env["PYTHONPYCACHEPREFIX"] = str(self.run_dir / "pycache")  # nothing is written into the model repository
+        # Nothing is written into the model repository. A bytecode folder for each run would do that, too, but it hides
+        # the installed packages' own bytecode: each model's process would compile them anew, 10 s of processor and more.
+        env["PYTHONDONTWRITEBYTECODE"] = "1"
+        env.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime tells its maker of its use otherwise
         env.setdefault("PYTHONUNBUFFERED", "1")
         env.setdefault("LC_ALL", "C.UTF-8")
         if self.settings.device != "auto":

@@ -38,7 +38,7 @@ class TritonInstall:
 def _python_library_dir() -> Path | None:
     """The folder of the running Python's shared library, if it has one of its own."""
     libdir, soname = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
-    if libdir and soname and (Path(libdir) / soname).exists():
+    if libdir and soname and os.path.exists(os.path.join(libdir, soname)):  # False, too, where we may not look
         return Path(libdir)
     return None
 

@@ -22,16 +22,16 @@ import psutil
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
+from triton_voice.client import TritonVoice
 from triton_voice.paths import cache_dir
 from triton_voice.server import launch, lifeline, tls
-from triton_voice.server.locate import STUB, TritonInstall, find_tritonserver
+from triton_voice.server.health import Health, Watch, find_stubs
+from triton_voice.server.locate import TritonInstall, find_tritonserver
+from triton_voice.server.pulse import CONVERSATION, Pulses
 from triton_voice.server.settings import ServerSettings, Weights
 
 ENDPOINT_TIMEOUT_S = 60.0
 POLL_S = 0.05
-READY_TIMEOUT_S = 5.0
-SILENCE_S = 30.0
-"""A running tritonserver that answers no health check for so long hangs; it answers them from threads of their own."""
 
 
 class ServerError(RuntimeError):
@@ -63,28 +63,6 @@ class LoadEvent:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Health:
-    """What is wrong with a server whose process runs.
-
-    Attributes:
-        dead: Models whose process has ended. Triton 2.51 goes on calling them ready, leaves their requests in flight
-            unanswered and fails new ones; only a new tritonserver helps, and it alone ends those requests.
-        unloaded: Models that Triton no longer has, because they unloaded themselves, as the vllm backend does when its
-            engine dies. Their requests have been answered; they can be loaded again beside the others.
-        silent_s: Seconds since the server last answered; 0 if it just did.
-    """
-
-    dead: tuple[str, ...] = ()
-    unloaded: tuple[str, ...] = ()
-    silent_s: float = 0.0
-
-    @property
-    def hangs(self) -> bool:
-        """Whether the server has not answered for too long."""
-        return self.silent_s > SILENCE_S
-
-
 def free_port(host: str = "127.0.0.1") -> int:
     """Returns a TCP port that was free a moment ago."""
     with socket.socket() as probe:
@@ -99,13 +77,6 @@ def plain_load_error(message: str) -> str:
         text = found.group(1)
     text = text.split("\n\nAt:")[0].strip().rstrip(";").strip()
     return re.sub(r"^(?:ValueError|RuntimeError|TritonModelException|FileNotFoundError): ", "", text)
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 class TritonServer:
@@ -136,9 +107,7 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._traces: lifeline.Traces | None = None
         self._lifeline: subprocess.Popen[bytes] | None = None
-        self._answered_at = 0.0
-        self._stubs: dict[str, psutil.Process] = {}
-        self._monitor: triton_grpc.InferenceServerClient | None = None
+        self._watch = Watch(self._client, self._pulses if self.settings.hang_timeout_s else None)
         self._admin_key = secrets.token_hex(16)
         host = self.settings.host
         self.grpc_port = self.settings.grpc_port or free_port(host)
@@ -146,6 +115,11 @@ class TritonServer:
         self.metrics_port = self.settings.metrics_port or free_port(host)
         name = f"tritonserver-{self.grpc_port}.log"
         self.log_file = self.settings.log_file or cache_dir() / "logs" / name
+
+    @property
+    def former_log_file(self) -> Path:
+        """Where the log of the server that ran here before is kept: it may tell why there is another one now."""
+        return self.log_file.with_name(f"{self.log_file.name}.former")
 
     @property
     def grpc_url(self) -> str:
@@ -219,6 +193,8 @@ class TritonServer:
         )
         self._tell_lifeline()
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        if self.log_file.is_file():
+            self.log_file.replace(self.former_log_file)
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 plan.command(),
@@ -269,39 +245,29 @@ class TritonServer:
         if failures:
             reasons = "; ".join(f"{f.model}: {f.detail}" for f in failures)
             raise ServerError(f"{len(failures)} of {len(wanted)} models did not load. {reasons}", self.log_file)
-        self._stubs = self._find_stubs(wanted)
+        self._watch.add(self._find_stubs(wanted))
 
     def load(self, model: str) -> LoadEvent:
         """Loads one model beside the others, e.g. one that has unloaded itself; returns the outcome."""
         event = self._load_one(model, lambda event: None)
         if event.state == "ready":
-            self._stubs.update(self._find_stubs([model]))
+            self._watch.add(self._find_stubs([model]))
         return event
 
     def forget(self, model: str) -> None:
         """Leaves a model out of `health` until it is loaded again."""
-        self._stubs.pop(model, None)
+        self._watch.forget(model)
 
     def health(self) -> Health:
-        """Looks whether all models that were loaded still serve; takes at most `READY_TIMEOUT_S` a model."""
-        stubs = dict(self._stubs)
-        if not stubs:
-            return Health()
-        if self._monitor is None:
-            self._monitor = self._client()
-            self._answered_at = time.monotonic()
-        dead, unloaded = [], []
-        try:
-            for name, stub in stubs.items():
-                runs = _runs(stub)  # asked first: a model that unloads itself is not ready before its process ends
-                if not self._monitor.is_model_ready(name, client_timeout=READY_TIMEOUT_S):
-                    unloaded.append(name)
-                elif not runs:
-                    dead.append(name)
-            self._answered_at = time.monotonic()
-        except InferenceServerException:  # the server itself ends, is busy or hangs; `wait` and the silence tell which
-            dead = [name for name, stub in stubs.items() if not _runs(stub)]
-        return Health(tuple(sorted(dead)), tuple(sorted(unloaded)), time.monotonic() - self._answered_at)
+        """Looks whether all models that were loaded still serve; takes at most a few seconds a model.
+
+        The first look begins to follow the models' pulses, which is what tells that one hangs.
+        """
+        return self._watch.look()
+
+    def end_engine(self, model: str) -> bool:
+        """Kills the processes behind a hung model's own, see `Watch.end_engine`."""
+        return self._watch.end_engine(model)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Waits for the process to end; returns its exit code, or None when the time is up first."""
@@ -321,23 +287,21 @@ class TritonServer:
             drain: Let requests in flight end. Of no use for a server with a dead model, whose requests never end.
         """
         process, self._process = self._process, None
-        stubs, self._stubs = self._stubs, {}
-        if self._monitor is not None:
-            self._monitor.close()
-            self._monitor = None
-        if process is not None and process.poll() is None:
-            try:
-                if drain:
-                    process.send_signal(signal.SIGTERM)
-                    # Triton tells no model that it stops. The language model's process takes this signal for that word
-                    # and ends its replies in time; Python backend stubs ignore it otherwise.
-                    for stub in stubs.values():
-                        with contextlib.suppress(psutil.NoSuchProcess):
-                            stub.terminate()
-                    process.wait(self.settings.stop_timeout_s)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                pass
-            finally:
+        stubs = dict(self._watch.stubs)
+        try:
+            self._watch.close()
+            if drain and process is not None and process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                # Triton tells no model that it stops. The language model's process takes this signal for that word and
+                # ends its replies in time; Python backend stubs ignore it otherwise.
+                for stub in stubs.values():
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        stub.terminate()
+                process.wait(self.settings.stop_timeout_s)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            pass
+        finally:
+            if process is not None:
                 process.kill()  # does nothing to one that has ended
                 process.wait()
         if self._traces is not None:
@@ -411,14 +375,8 @@ class TritonServer:
         return event
 
     def _find_stubs(self, models: list[str]) -> dict[str, psutil.Process]:
-        """Finds the process of each model: Python backend stubs get the path of their `model.py` as an argument."""
-        stubs = {}
-        for pid in self._traces.family() if self._traces else ():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(pid)
-                words = process.cmdline()
-                if words and words[0].endswith(STUB):
-                    for model in models:
-                        if any(f"/{model}/" in word for word in words[1:]):
-                            stubs[model] = process
-        return stubs
+        return find_stubs(self._traces.family() if self._traces else (), models)
+
+    def _pulses(self) -> Pulses:
+        voice = TritonVoice(self.grpc_url, tls=tls.local_connection(self.settings), conversation=CONVERSATION)
+        return Pulses(voice, self.metrics_url, self.settings.hang_timeout_s)

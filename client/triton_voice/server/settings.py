@@ -76,6 +76,8 @@ class ServerSettings(BaseSettings):
         log_file: Triton's and the models' log; None is a file in the cache folder.
         load_timeout_s: How long one model may take to load, seconds.
         stop_timeout_s: How long Triton may take to stop before it is killed, seconds.
+        hang_timeout_s: After how long without a step and without an answer to a small request a model counts as hung,
+            seconds; 0 asks none.
         verbose: Log at Triton's verbose level 1.
         log_format: `text`, or `json`: one JSON object a line on stdout, Triton's and the models' lines too.
         trace: OTLP/HTTP URL that Triton's spans go to, e.g. http://localhost:4318/v1/traces. Only calls that carry a
@@ -97,6 +99,7 @@ class ServerSettings(BaseSettings):
     log_file: Path | None = None
     load_timeout_s: float = 1800.0
     stop_timeout_s: float = 30.0
+    hang_timeout_s: float = Field(default=120.0, ge=0)
     verbose: bool = False
     log_format: Literal["text", "json"] = "text"
     trace: str | None = None
