@@ -25,6 +25,9 @@ from vllm_chat.farewell import Farewell
 # Names, not values: while Triton completes the configuration, its module has no TritonError yet.
 _CODES = {InvalidRequest: "INVALID_ARG", Unavailable: "UNAVAILABLE", Cancelled: "CANCELLED", EngineFailed: "INTERNAL"}
 _INCIDENTS = {InvalidRequest: "invalid", Unavailable: "refused"}
+#: How long a thread may keep the interpreter while another waits for it. When many requests come at once, the event
+#: loop always has something to do; with Python's own 5 ms, a response would wait so long at every step on its way out.
+SWITCH_INTERVAL_S = 0.0005
 
 
 class TritonReply:
@@ -84,6 +87,7 @@ class TritonPythonModel:
             # What is loaded now stays: searching a million objects of torch and vLLM for garbage would hold up answers.
             gc.collect()
             gc.freeze()
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
         except BackendError as error:
             if error.__cause__ is not None:
                 pb_utils.Logger.log_error("".join(traceback.format_exception(error.__cause__)))
@@ -100,12 +104,14 @@ class TritonPythonModel:
             os.environ.setdefault(name, value)
         engine_args = settings.resolve(wanted, on_cpu=on_cpu, environment=os.environ)
         pb_utils.Logger.log_info(f"[{model_name}] vLLM engine arguments: {json.dumps(engine_args)}")
+        from vllm import envs
+
         from vllm_chat.engine import LlmEngine
 
         def log(line):
             pb_utils.Logger.log_warn(f"[{model_name}] {line}")
 
-        return LlmEngine(
+        engine = LlmEngine(
             engine_args,
             model_name,
             wanted.chat_template_kwargs,
@@ -115,6 +121,8 @@ class TritonPythonModel:
             observer=observer,
             with_statistics=wanted.report_metrics,
         )
+        envs.enable_envs_cache()  # vLLM would read the environment anew at every look, several times a request
+        return engine
 
     def _note(self, conversation, error):
         """Tell the log of a request that ended badly; a client that left is no incident."""

@@ -12,9 +12,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import psutil
 
+from triton_voice import checkpoints
+from triton_voice.checkpoints import llm
 from triton_voice_bench.llm_sides import PARTS, QUESTION, Part, Round, Side, Target
 from triton_voice_bench.report import Report, Row, percentiles
 
@@ -23,11 +26,14 @@ GOAL_ADDED_MS, GOAL_SHARE = 3.0, 0.95
 BUSY_PERCENT = 10.0
 """Processor time of other programs, in percent of the machine, beyond which nothing can be said."""
 REFERENCE = "reference_"
+RANDOM = "random:"
+"""Begins the name of a checkpoint that is to be made, of one of the sizes of `triton_voice.checkpoints.llm.SHAPES`."""
 READING = {
     "first_token_ms": "from sending the request to its first piece of text; template, tokeniser, gRPC and all",
     "token_gap_ms": "from one piece of text to the next; a piece is one token, or several that came together",
     "tokens_per_s": "tokens of all streams / duration, median of the rounds",
     "reference_": "vLLM's AsyncLLM in a process of its own; from the messages on too, with template and tokeniser",
+    "reference_render_ms": "chat template and tokeniser, a part of reference_first_token_ms; ours does the same work",
     "added_first_token_ms": "a round's median of first_token_ms less the reference's, median of the rounds",
     "share_of_reference_tokens_per_s": "a round's tokens_per_s / the reference's, median of the rounds",
     "cpu_us_per_token": "processor time of each process: client, tritonserver, its stub with AsyncLLM, vLLM's engine",
@@ -39,6 +45,7 @@ COLUMNS = (
     ("streams", "streams"),
     ("first token ms\np50 90 95 99", "first_token_ms"),
     ("bare vLLM ms\np50 90 95 99", "reference_first_token_ms"),
+    ("of it\nrendering", "reference_render_ms.p50"),
     ("added\nms", "added_first_token_ms"),
     ("gap ms\np50", "token_gap_ms.p50"),
     ("tokens/s", "tokens_per_s"),
@@ -50,6 +57,27 @@ COLUMNS = (
     ("goal", "goal"),
     ("errors", "errors"),
 )
+
+
+def checkpoint(named: str) -> tuple[str, str]:
+    """Finds the checkpoint to load.
+
+    Args:
+        named: A folder, a hub name, or e.g. `random:0.2B`, which is made in the cache (random weights, seconds).
+
+    Returns:
+        Its folder or hub name, and what is to be said of its weights.
+
+    Raises:
+        ValueError: There is no such size.
+    """
+    if not named.startswith(RANDOM):
+        return named, named
+    size = named.removeprefix(RANDOM)
+    if size not in llm.SHAPES:
+        raise ValueError(f"{named}: the sizes are {', '.join(llm.SHAPES)}")
+    made = checkpoints.make(cast(checkpoints.Size, size), parts=("llm",)).llm
+    return str(made), f"a Llama of size {size}, {checkpoints.RANDOM_WEIGHTS_NOTE}"
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,7 @@ class Tally:
         for done in self.rounds:
             total.first_token_ms += done.first_token_ms
             total.token_gap_ms += done.token_gap_ms
+            total.render_ms += done.render_ms
             total.tokens += done.tokens
             total.seconds += done.seconds
             total.errors += done.errors
@@ -154,6 +183,8 @@ def _row(streams: int, tallies: Mapping[str, Tally], others_percent: float | Non
             part: round(1e6 * tally.cpu_s[part] / whole.tokens) if part in tally.cpu_s and whole.tokens else None
             for part in shown
         }
+        if whole.render_ms:
+            row[f"{side}render_ms"] = percentiles(whole.render_ms)
     ours, reference = tallies[""], tallies.get(REFERENCE)
     if reference is not None:
         pairs = list(zip(ours.rounds, reference.rounds, strict=True))

@@ -53,6 +53,7 @@ class Round:
     Attributes:
         first_token_ms: From asking a question to its first piece of text.
         token_gap_ms: From one piece of text to the next.
+        render_ms: Template and tokeniser, part of first_token_ms; known of bare vLLM alone.
         tokens: Tokens of all replies.
         seconds: From the first question to the last answer.
         errors: Messages of requests that failed.
@@ -60,6 +61,7 @@ class Round:
 
     first_token_ms: list[float] = field(default_factory=list)
     token_gap_ms: list[float] = field(default_factory=list)
+    render_ms: list[float] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
@@ -231,6 +233,7 @@ async def _bare(target: Target) -> AsyncIterator[Ask]:
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
         prompt = {"prompt_token_ids": tokenizer(text, add_special_tokens=False).input_ids}
+        done.render_ms.append(1000 * (time.perf_counter() - began))
         params = sampling.SamplingParams(temperature=0, max_tokens=target.tokens, ignore_eos=True)
         params.output_kind = sampling.RequestOutputKind.DELTA
         async for output in llm.generate(prompt, params, uuid.uuid4().hex):

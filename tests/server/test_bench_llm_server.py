@@ -21,7 +21,7 @@ def test_the_server_is_measured_beside_bare_vllm(server, tiny, tmp_path):
     for row, streams in zip(report["rows"], (1, 2), strict=True):
         assert row["streams"] == streams
         assert row["errors"] == 0
-        for name in ("first_token_ms", "reference_first_token_ms"):
+        for name in ("first_token_ms", "reference_first_token_ms", "reference_render_ms"):
             assert set(row[name]) == {"p50", "p90", "p95", "p99"}
         assert row["tokens_per_s"] > 0
         assert row["reference_tokens_per_s"] > 0

@@ -108,11 +108,11 @@ def test_nothing_asked_is_said(command):
 class Terminal:
     """`triton-voice chat` on a terminal of its own, driven as a person does."""
 
-    def __init__(self, command, server, home):
+    def __init__(self, command, server, home, *arguments):
         self.fd, theirs = pty.openpty()
         environment = {**os.environ, "TERM": "xterm", "XDG_CACHE_HOME": str(home), "HOME": str(home), "COLUMNS": "200"}
         self.process = subprocess.Popen(
-            [*command, "--server", server.grpc, "--temperature", "0"],
+            [*command, "--server", server.grpc, "--temperature", "0", *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -137,6 +137,14 @@ class Terminal:
 
     def type(self, line):
         os.write(self.fd, line.encode() + b"\n")
+
+    def press(self, keys):
+        os.write(self.fd, keys.encode())
+
+    def tokens_read(self):
+        """How long the conversation was that the last answer went on from."""
+        self.type("/usage")
+        return int(self.until(" tokens (").rpartition("read ")[2])
 
     def stop_answer(self):
         os.kill(self.process.pid, signal.SIGINT)
@@ -180,3 +188,44 @@ async def test_ctrl_c_stops_the_answer_and_not_the_program(server, terminal):
 
     assert await asyncio.to_thread(leave) == 0
     await until_running(server, 0)
+
+
+def test_reset_forgets_the_conversation(command, server, tmp_path):
+    terminal = Terminal(command, server, tmp_path, "--max-tokens", "5")
+    try:
+        terminal.until("> ")
+        terminal.type("Hello there.")
+        alone = terminal.tokens_read()
+        terminal.type("Hello there.")
+        with_the_first = terminal.tokens_read()
+        terminal.type("/reset")
+        terminal.type("Hello there.")
+        assert alone == terminal.tokens_read() < with_the_first
+    finally:
+        terminal.close()
+
+
+UP, CLEAR_LINE, END_OF_INPUT = "\x1b[A", "\x15", "\x04"
+
+
+def test_questions_of_earlier_sessions_come_back_and_are_the_users_alone(command, server, tmp_path):
+    pytest.importorskip("readline")
+    kept = tmp_path / "triton-voice" / "chat_history"
+    kept.parent.mkdir()
+    kept.touch(mode=0o644)  # as a careless copy of the home folder leaves it
+    for keys in ("Where is the tea?\n", f"{UP}{UP}\n"):
+        terminal = Terminal(command, server, tmp_path, "--max-tokens", "5")
+        try:
+            terminal.until("> ")
+            terminal.press(keys)
+            terminal.until("Where is the tea?")
+            assert terminal.tokens_read() > 0  # it was asked
+            terminal.until("> ")
+            terminal.press(f"{UP}{UP}")
+            terminal.until("Where is the tea?")
+            terminal.press(CLEAR_LINE + END_OF_INPUT)
+            assert terminal.process.wait(WAIT_S) == 0
+        finally:
+            terminal.close()
+        assert kept.stat().st_mode & 0o777 == 0o600
+        assert kept.read_text().splitlines()[-2:] == ["Where is the tea?", "/usage"]

@@ -1,5 +1,7 @@
 """The language model's benchmark: what it makes of times and tokens, and its plot."""
 
+from pathlib import Path
+
 import pytest
 
 from triton_voice_bench import llm, plot
@@ -7,8 +9,8 @@ from triton_voice_bench.llm_sides import Round
 from triton_voice_bench.report import Report
 
 
-def one_round(firsts_s, gap_s, tokens, seconds, errors=()):
-    made = Round(seconds=seconds, errors=list(errors))
+def one_round(firsts_s, gap_s, tokens, seconds, errors=(), render_ms=()):
+    made = Round(seconds=seconds, errors=list(errors), render_ms=list(render_ms))
     for first in firsts_s:
         times = [10.0 + first + gap_s * index for index in range(tokens)]
         made.arrived(times, 10.0, tokens)
@@ -20,7 +22,7 @@ def test_a_row_compares_the_server_with_the_bare_engine_round_by_round():
     ours = llm.Tally([one_round([0.012, 0.014], 0.002, 100, 2.0), one_round([0.112, 0.114], 0.002, 100, 8.0)])
     bare = llm.Tally([one_round([0.010, 0.012], 0.001, 100, 1.5), one_round([0.110, 0.112], 0.001, 100, 6.0)])
     ours.rounds.append(one_round([0.013, 0.015], 0.002, 100, 2.0, ["ServerFull: busy", "ServerFull: busy"]))
-    bare.rounds.append(one_round([0.010, 0.014], 0.001, 100, 1.5))
+    bare.rounds.append(one_round([0.010, 0.014], 0.001, 100, 1.5, render_ms=[0.5, 0.7]))
     ours.cpu_s, bare.cpu_s = {"client": 0.06, "server": 0.12, "backend": 0.3, "engine": 0.6}, {"client": 0.03}
     row = llm._row(2, {"": ours, "reference_": bare}, others_percent=3.0)
     assert row["streams"] == 2
@@ -30,6 +32,8 @@ def test_a_row_compares_the_server_with_the_bare_engine_round_by_round():
     assert row["token_gap_ms"]["p95"] == pytest.approx(2)
     assert row["cpu_us_per_token"] == {"client": 100, "server": 200, "backend": 500, "engine": 1000}
     assert row["reference_cpu_us_per_token"] == {"client": 50, "engine": None}
+    assert row["reference_render_ms"]["p50"] == pytest.approx(0.6)
+    assert "render_ms" not in row  # within the server, nobody tells
     assert row["goal"] == "missed"
     assert (row["errors"], row["error_messages"]) == (2, ["ServerFull: busy"])
 
@@ -57,12 +61,22 @@ def test_a_side_that_answered_nothing_has_no_figures():
     assert "added_first_token_ms" not in row
 
 
+def test_a_random_checkpoint_is_made_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_VOICE_CACHE", str(tmp_path))
+    folder, about = llm.checkpoint("random:tiny")
+    assert (Path(folder) / "config.json").is_file()
+    assert "size tiny, random weights" in about
+    with pytest.raises(ValueError, match=r"random:7B: the sizes are .*0\.2B"):
+        llm.checkpoint("random:7B")
+    assert llm.checkpoint("nvidia/x") == ("nvidia/x", "nvidia/x")
+
+
 def test_the_figures_are_tabled_and_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     report = Report("llm", "made up", {"reading": llm.READING})
     for streams in (1, 4):
         sides = {"": llm.Tally([one_round([0.01], 0.002, 50, 1.0)])}
-        sides["reference_"] = llm.Tally([one_round([0.008], 0.001, 50, 1.0)])
+        sides["reference_"] = llm.Tally([one_round([0.008], 0.001, 50, 1.0, render_ms=[0.6])])
         report.rows.append(llm._row(streams, sides, others_percent=1.0))
     assert len(report.table(llm.COLUMNS).columns) == len(llm.COLUMNS)
     report.write(tmp_path / "llm.json")

@@ -178,6 +178,20 @@ ROLE = chunk({"role": "assistant", "content": ""}, prompt_token_ids=[1, 2])
 USAGE = 'data: {"choices":[],"usage":{}}\n\n'
 
 
+def test_a_reply_is_done_with_its_last_piece_and_its_response_final_with_the_usage():
+    def place(text, reason):
+        choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": reason}
+        response = chat._response(json.dumps({"id": "1", "choices": [choice]}, separators=(",", ":")))
+        assert json.loads(response.outputs["chat_chunk"][0])["choices"] == [choice]
+        return response.done, response.final
+
+    assert place("Hello", None) == (False, False)
+    assert place('"finish_reason":null', "length") == (True, False)  # said by the model: its quotes are escaped
+    assert place('"choices":[]', None) == (False, False)
+    usage = chat._response(USAGE.removeprefix("data: ").strip())
+    assert (usage.done, usage.final) == (True, True)
+
+
 async def made_at_once(*events):
     for event in events:
         yield event

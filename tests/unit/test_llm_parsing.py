@@ -3,7 +3,7 @@
 import pytest
 
 from triton_voice.checkpoints import llm
-from vllm_chat import parsing
+from vllm_chat import chat, parsing
 
 THINKING = {"enable_thinking": True}
 
@@ -74,6 +74,19 @@ def test_a_lexer_is_made_once_for_a_parser_and_a_tokenizer(parser, tokenizer):
     assert len(shapes) == 1
     other = parser(tokenizer, None, chat_template_kwargs={"enable_thinking": False})
     assert id(other.reasoning_parser._parser_engine._engine._lexer._shape) not in shapes
+
+
+def test_a_request_has_one_parser_and_no_other_requests(parser, tokenizer):
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    serving = object.__new__(chat._Serving)  # of vLLM's chat no more is used than this
+    serving.parser_cls, serving.model_config = parser, None
+    first, second = (ChatCompletionRequest(messages=[{"role": "user", "content": "x"}]) for _ in range(2))
+    dropped = serving._make_parser(first, tokenizer, THINKING)  # for its prompt, which then could not be rendered
+    looked = serving._make_parser(second, tokenizer, THINKING)
+    reply = serving._make_parser(second, tokenizer, THINKING)
+    assert looked is reply is not dropped
+    assert serving._make_parser(second, tokenizer, THINKING) is not reply  # the state of a reply is never used again
 
 
 def test_parsers_that_count_right_are_left_alone():

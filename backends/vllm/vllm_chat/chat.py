@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import json
 from collections.abc import AsyncGenerator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import jinja2
@@ -24,13 +25,14 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
 from vllm.lora.request import LoRARequest
+from vllm.parser.abstract_parser import Parser
 from vllm.reasoning import ReasoningParserManager
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tool_parsers import ToolParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from vllm_chat import parsing
-from vllm_chat.contract import json_object
+from vllm_chat import parsing, rendering
+from vllm_chat.contract import Response, json_object
 from vllm_chat.errors import BackendError, EngineFailed, InvalidRequest, LoadFailed, Unavailable
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -45,11 +47,32 @@ REFUSED = {
 }
 #: The last chunk has no choices, only the usage. In a JSON string the quotes would be escaped, so no text can look so.
 _USAGE_CHUNK = '"choices":[]'
+#: What every chunk has but the one that ends the reply, and the usage.
+_GOES_ON = '"finish_reason":null'
 #: vLLM's name of the thoughts, and OpenAI-compatible servers' (and our) name. Keys look so, texts cannot.
 _VLLM_REASONING, _REASONING = '"reasoning":', '"reasoning_content":'
+#: The parser that was made for this task's request and has not been used for its reply.
+_MADE: ContextVar[tuple[ChatCompletionRequest | None, Parser | None]] = ContextVar("made", default=(None, None))
 _SSE_PREFIX = "data: "
 _SSE_END = "[DONE]"
 _ERROR = '{"error"'
+
+
+class _Serving(OpenAIServingChat):
+    """vLLM's chat, which makes one parser for a request instead of two.
+
+    vLLM makes the first to ask whether the prompt has closed the thoughts, which changes nothing in it, and the second
+    when the reply begins.
+    """
+
+    def _make_parser(self, request: ChatCompletionRequest, *args: Any, **kwargs: Any) -> Parser:
+        whose, parser = _MADE.get()
+        if whose is request and parser is not None:
+            _MADE.set((None, None))
+            return parser
+        parser = super()._make_parser(request, *args, **kwargs)
+        _MADE.set((request, parser))
+        return parser
 
 
 class Chat:
@@ -93,9 +116,10 @@ class Chat:
         }
         _check_parsers(parsers)
         parsing.keep_lexers()
+        rendering.short_ones_at_once(llm.renderer)
         try:
             renderer = OnlineRenderer(llm.model_config, llm.renderer, **common)
-            self._serving = OpenAIServingChat(
+            self._serving = _Serving(
                 llm, models, "assistant", online_renderer=renderer, enable_prompt_tokens_details=True, **common
             )
             self._serving.parser_cls = parsing.counting_exactly(self._serving.parser_cls)
@@ -105,9 +129,7 @@ class Chat:
                 "set tool_call_parser and reasoning_parser in model.json, or the word none"
             ) from error
 
-    async def generate(
-        self, body: Mapping[str, Any], request_id: str
-    ) -> AsyncGenerator[tuple[dict[str, np.ndarray], bool], None]:
+    async def generate(self, body: Mapping[str, Any], request_id: str) -> AsyncGenerator[Response, None]:
         """Answer one chat request.
 
         Args:
@@ -115,7 +137,7 @@ class Chat:
             request_id: Unique among the running requests; the chunks' `id` is made from it.
 
         Yields:
-            `{"chat_chunk": [JSON]}` and whether it is the last. The last chunk carries the usage and no choices.
+            `{"chat_chunk": [JSON]}`. The last chunk carries the usage and no choices.
 
         Raises:
             InvalidRequest: If the body is wrong.
@@ -137,8 +159,7 @@ class Chat:
                     return
                 if chunk.startswith(_ERROR):
                     raise _failure(json_object(chunk, "chat_chunk"))
-                chunk = chunk.replace(_VLLM_REASONING, _REASONING)
-                yield {"chat_chunk": np.array([chunk.encode()], dtype=np.object_)}, _USAGE_CHUNK in chunk
+                yield _response(chunk)
 
 
 async def _role_with_text(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
@@ -166,6 +187,13 @@ async def _role_with_text(events: AsyncGenerator[str, None]) -> AsyncGenerator[s
                 await asyncio.wait([following])
         async for event in events:
             yield event
+
+
+def _response(chunk: str) -> Response:
+    """A chunk as the response that carries it."""
+    chunk = chunk.replace(_VLLM_REASONING, _REASONING)
+    outputs = {"chat_chunk": np.array([chunk.encode()], dtype=np.object_)}
+    return Response(outputs, final=_USAGE_CHUNK in chunk, done=_GOES_ON not in chunk)
 
 
 def _is_piece(event: str) -> bool:

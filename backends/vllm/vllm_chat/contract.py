@@ -12,7 +12,7 @@ import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,6 +43,20 @@ OUTPUTS: dict[str, tuple[str, list[int]]] = {
 }
 #: Outputs that a text request gets only when it sets the input `return_<name>`.
 EXTRA_OUTPUTS = ("finish_reason", "cumulative_logprob", "logprobs", "num_input_tokens", "num_output_tokens")
+
+
+class Response(NamedTuple):
+    """One response to a request.
+
+    Attributes:
+        outputs: Arrays by name.
+        final: It is the last one.
+        done: The engine has made all of the reply; what follows, if anything, follows at once.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    final: bool
+    done: bool
 
 
 MAX_STRING_BYTES = 32 << 20

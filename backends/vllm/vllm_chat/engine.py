@@ -15,7 +15,6 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
@@ -25,7 +24,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from vllm_chat import lora, statistics, text
 from vllm_chat.chat import Chat
-from vllm_chat.contract import ChatRequest, TextRequest
+from vllm_chat.contract import ChatRequest, Response, TextRequest
 from vllm_chat.courier import Courier, Parcel, Reply
 from vllm_chat.errors import BackendError, Cancelled, EngineFailed, InvalidRequest, LoadFailed, Unavailable
 from vllm_chat.observer import Observer
@@ -139,7 +138,6 @@ class LlmEngine:
     def submit(self, request: TextRequest | ChatRequest, reply: Reply) -> None:
         """Begin to answer a request; everything, errors too, goes to `reply`. Returns at once, callable anywhere."""
         job = Job(request, reply, uuid.uuid4().hex, self._cancel_soon)
-        self._courier.open(job.parcel)
         if not self._call(self._begin, job):
             self._courier.fail(job.parcel, Unavailable(_UNLOADING))
 
@@ -177,6 +175,9 @@ class LlmEngine:
         self._observer.in_flight(len(self._jobs))
         job.task = self._loop.create_task(self._answer(job))
         job.task.add_done_callback(lambda task: self._end(job, task))
+        # After the task's first turn, in which a short chat gets as far as the engine: the courier's thread, woken
+        # before, would take the interpreter in the midst of it.
+        self._loop.call_soon(self._courier.open, job.parcel)
         if job.cancelled:
             job.task.cancel()
 
@@ -192,9 +193,9 @@ class LlmEngine:
 
     async def _answer(self, job: Job) -> None:
         async with contextlib.aclosing(self._outputs(job)) as answer:
-            async for outputs, final in answer:
+            async for outputs, final, done in answer:
                 job.finished = job.finished or final
-                if final:
+                if done:  # nothing is left to join: what remains of the reply must not wait
                     self._courier.send(job.parcel, outputs, final)
                     continue
                 # One response of a request at a time: vLLM joins the tokens that it makes until Triton has taken it.
@@ -209,7 +210,7 @@ class LlmEngine:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(_settle, receipts)
 
-    def _outputs(self, job: Job) -> AsyncGenerator[tuple[dict[str, np.ndarray], bool], None]:
+    def _outputs(self, job: Job) -> AsyncGenerator[Response, None]:
         if isinstance(job.request, ChatRequest):
             return self._chat.generate(job.request.body, job.request_id)
         return text.generate(self._llm, job.request, job.request_id, self._loras)

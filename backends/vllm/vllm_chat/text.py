@@ -19,7 +19,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from vllm_chat import lora, sampling
-from vllm_chat.contract import TextRequest
+from vllm_chat.contract import Response, TextRequest
 from vllm_chat.errors import InvalidRequest
 
 #: The stock backend's words for "not finished" and "no log probabilities asked for".
@@ -29,7 +29,7 @@ NO_LOGPROBS = "null"
 
 async def generate(
     llm: AsyncLLM, request: TextRequest, request_id: str, loras: Mapping[str, LoRARequest] | None = None
-) -> AsyncGenerator[tuple[dict[str, np.ndarray], bool], None]:
+) -> AsyncGenerator[Response, None]:
     """Run one text request.
 
     Args:
@@ -61,7 +61,7 @@ async def generate(
     answer = llm.generate(prompt, params, request_id, lora_request=adapter, reasoning_ended=True)
     async with contextlib.aclosing(answer):  # a request that is dropped between two outputs is aborted at once, too
         async for output in answer:
-            yield _tensors(request, output, params.n), output.finished
+            yield Response(_tensors(request, output, params.n), output.finished, output.finished)
 
 
 async def _prompt(llm: AsyncLLM, request: TextRequest) -> Any:

@@ -64,6 +64,8 @@ SHAPES = {
     # About 0.5 M parameters: starts fast and answers within milliseconds on a CPU. The wide standard deviation makes
     # attention matter, so that a wrong KV cache shows in the text.
     "tiny": Shape(128, 2, 4, 2, 32, 256, 0, 32768, "float32", 0.08),
+    # 0.2 G parameters, 0.4 GB: on a CPU its step takes about as long as that of a big model on a GPU.
+    "0.2B": Shape(1024, 12, 16, 4, 64, 2816, 32000, 32768, "bfloat16", 0.02),
     # The shape of Llama-3.2-1B with an output layer of its own: 1.5 G parameters, 3.0 GB in bfloat16. A laptop can run
     # it; on a DGX Spark one decoding step reads about as much memory as the 3 G active parameters of Nemotron-3-Nano
     # do in FP8.
@@ -198,7 +200,7 @@ def make(out: Path, size: str = "tiny", seed: int = 0) -> Path:
 
     Args:
         out: Folder to write into; it is created. Files of the same names are replaced.
-        size: "tiny" (about 2 MB, for tests) or "full" (1.5 G parameters, 3.0 GB, for measuring speed).
+        size: "tiny" (about 2 MB, for tests), "0.2B" (0.4 GB) or "full" (1.5 G parameters, 3.0 GB, for measuring speed).
         seed: Decides the weights. The same seed and size give the same bytes.
 
     Returns:
@@ -206,7 +208,7 @@ def make(out: Path, size: str = "tiny", seed: int = 0) -> Path:
         tokenizer_config.json and chat_template.jinja.
 
     Raises:
-        ValueError: If `size` is not one of the two.
+        ValueError: If `size` is not one of `SHAPES`.
     """
     if size not in SHAPES:
         raise ValueError(f"size is {size!r}; allowed are {', '.join(SHAPES)}")

@@ -130,7 +130,11 @@ def llm(
     label: Label = None,
     size: CheckpointSize = "tiny",
     checkpoint: Annotated[
-        str | None, typer.Option(help="A model's folder or hub name instead of those of --size.")
+        str | None,
+        typer.Option(
+            help="A model's folder or hub name instead of those of --size. random:0.2B makes one with random weights, "
+            "whose steps on a CPU take about as long as a big model's on a GPU."
+        ),
     ] = None,
     device: Device = "auto",
     json_file: Json = None,
@@ -144,7 +148,14 @@ def llm(
     from triton_voice_bench import llm as bench
 
     wanted = numbers("--streams", streams)
-    weights: Weights | Size = Weights(llm=checkpoint, label=checkpoint) if checkpoint else size
+    weights: Weights | Size = size
+    if checkpoint:
+        with err.status("checkpoint ..."):
+            try:
+                checkpoint, about = bench.checkpoint(checkpoint)
+            except ValueError as error:
+                fail(f"--checkpoint: {error}")
+        weights = Weights(llm=checkpoint, label=about)
     with contextlib.ExitStack() as stack:
         serving = stack.enter_context(served(server, None, label, ("nemotron",), weights, device))
         loaded = serving.weights.llm if serving.weights else checkpoint

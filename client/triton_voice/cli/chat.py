@@ -251,8 +251,10 @@ def _line_editing() -> Iterator[None]:
         yield
         return
     path = cache_dir() / "chat_history"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.chmod(0o600)  # what was asked is nobody else's business, however the file got here
         readline.read_history_file(path)
     readline.set_history_length(HISTORY_LINES)
     try:
