@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check audit bench chaos lock docker-lock clean
+.PHONY: help setup demo test check audit kernels bench chaos lock docker-lock clean
 help:
 	@echo "make demo    set up from nothing and run one spoken turn on this machine"
 	@echo "make test    set up from nothing and pass the tests"
 	@echo "make check   ruff, mypy, and the public advisory database's answer about every pinned package"
 	@echo "make audit   the last alone; fails where the database does not answer"
-	@echo "make chaos   break a server under load and count what its clients lose; a quarter of an hour or more"
+	@echo "make kernels interpret the CUDA kernels against PyTorch and compile them, without a GPU; some minutes"
+	@echo "make chaos   break a server under load and count what its clients lose; ten minutes on two cores"
 	@echo "make bench   every benchmark into perf/results/<machine>.json, a page and plots; about a quarter of an hour"
 	@echo "make lock    resolve the locks again (after a change of pyproject.toml); then make docker-lock for the images"
 
@@ -31,6 +32,14 @@ check: setup
 
 audit: setup
 	@$(BIN)/python requirements/audit.py --strict
+
+# Triton the language (640 MB) lies beside the environment, not in it: vLLM and torch would find it and use it.
+KERNELS := .venv/kernels
+kernels: setup
+	@test -d $(KERNELS)/triton || $(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --target $(KERNELS) triton==3.6.0
+	@PYTHONPATH=$(KERNELS) TRITON_INTERPRET=1 $(BIN)/python -m pytest -q \
+	  tests/unit/test_magpie_kernels_interpreted.py tests/unit/test_parakeet_kernels_interpreted.py
+	@PYTHONPATH=$(KERNELS) $(BIN)/python -m pytest -q tests/unit/test_kernels_compiled.py
 
 # BENCH passes options on: make bench BENCH="--quick --only asr,tts". On a machine with the published checkpoints:
 # make bench BENCH="--name dgx-spark --models DIR".

@@ -2,6 +2,20 @@
 
 The codec's decoder is strictly causal. Each convolution keeps the inputs that its next output still needs, so a piece
 costs what its own frames cost, and the samples are those of decoding the whole (NeMo's `CausalHiFiGANDecoder`).
+
+On CUDA the codec has a stream of its own beside the engine's. What goes between them, and what keeps it in order:
+
+- codes: made on the engine's stream, for which the codec's waits; `record_stream` keeps their memory until it has read.
+- a row's state: written by `open` on the engine's stream before that wait, from then on by the codec's stream alone;
+  `close` copies it only after the row's last audio has been waited for on the host.
+- samples: copied to pinned memory of their own, no buffer that a next piece would use; an event follows the copy, the
+  host waits for it, and the array that the client gets keeps the memory.
+- CUDA graphs: steps are replayed on the engine's stream, pieces on the codec's, and each kind has a memory pool of its
+  own. One stream's replays follow each other, so that one pool does for all graphs of a kind; what a replay leaves is
+  cloned on the same stream before the next one.
+
+When a piece is decoded depends on the clock, so that its size differs from run to run: codes are the same then, samples
+only within rounding.
 """
 
 from __future__ import annotations
@@ -18,6 +32,7 @@ from torch import Tensor, nn
 
 from magpie_engine.errors import CheckpointError
 from magpie_engine.graphs import CodecGraph, batch_sizes
+from magpie_engine.precision import convolutions
 
 if TYPE_CHECKING:
     from nemo.collections.tts.models.magpietts import MagpieTTSModel
@@ -46,12 +61,15 @@ class StreamingCodec:
     Args:
         model: The restored model, for its codec and its index converter.
         rows: Utterances at the same time.
+        tf32: Whether convolutions may round to TF32 on CUDA: half the time, and 3e-4 from whole decoding instead of
+            1e-4.
 
     Raises:
         CheckpointError: The codec's decoder is not the causal HiFi-GAN that this class knows.
     """
 
-    def __init__(self, model: MagpieTTSModel, rows: int) -> None:
+    def __init__(self, model: MagpieTTSModel, rows: int, *, tf32: bool = False) -> None:
+        self._tf32 = tf32
         self._codec = model._codec_model
         self._converter = model._codec_converter
         self._last_code: int = model.codebook_size - 1
@@ -139,7 +157,8 @@ class StreamingCodec:
             members = [index for index, own in enumerate(lengths) if own == length]
             index = torch.tensor([rows[member] for member in members], device=self._state.device)
             latent = self._dequantize(torch.stack([codes[member] for member in members]))
-            samples, state = self._run(latent, self._state[index])
+            with convolutions(tf32=self._tf32):
+                samples, state = self._run(latent, self._state[index])
             self._state[index] = state
             for member, own in zip(members, samples, strict=True):
                 audio[member] = own
@@ -154,9 +173,9 @@ class StreamingCodec:
                 graphs = []
                 for batch in batch_sizes(len(self._state)):
                     latent = torch.zeros(batch, self._width, length, device=device)
-                    graphs.append(
-                        (batch, CodecGraph(self._decoder, latent, torch.zeros_like(self._state[:batch]), pool))
-                    )
+                    state = torch.zeros_like(self._state[:batch])
+                    with convolutions(tf32=self._tf32):
+                        graphs.append((batch, CodecGraph(self._decoder, latent, state, pool)))
                 self._graphs[length] = graphs
         except RuntimeError:
             _log.exception("CUDA graphs of the codec could not be captured; it runs eagerly, at a higher latency")

@@ -86,7 +86,7 @@ class SpeechEngine:
         self._text = TextFrontEnd(model, self.catalog.max_text_tokens, normalizer)
         self._text_thread = text_thread or _SameThread()
         self._runner = ModelRunner(model, self.catalog, settings)
-        self._codec = StreamingCodec(model, settings.max_streams)
+        self._codec = StreamingCodec(model, settings.max_streams, tf32=bool(settings.tf32))
         self._admissions = ADMISSIONS[model.device.type]
         self._policy = ChunkPolicy(
             settings.first_chunk_frames,

@@ -19,6 +19,7 @@ from magpie_engine.decoder import IncrementalDecoder, Prefill
 from magpie_engine.events import FinishReason
 from magpie_engine.graphs import StepGraph, batch_sizes
 from magpie_engine.history import TextHistory
+from magpie_engine.precision import convolutions
 from magpie_engine.request import MAX_TOP_K
 from magpie_engine.sampler import CodebookSampler, SamplingState
 from magpie_engine.settings import EngineSettings
@@ -67,6 +68,8 @@ class ModelRunner:
         device = model.device
         self._context_lengths: list[int] = model.baked_context_embedding_len.tolist()
         self._model = model
+        self._tf32 = bool(settings.tf32)
+        self._fixed_batch = bool(settings.fixed_batch)
         self._stacking: int = model.frame_stacking_factor
         self._min_frames: int = inference.min_generated_frames
         self._max_steps = -(-catalog.max_frames // self._stacking)
@@ -140,12 +143,17 @@ class ModelRunner:
 
         A step that no graph fits (a very long text) runs eagerly; if capturing fails, all do.
         """
-        width = min(GRAPH_TEXT, self._cache.text_mask.shape[1])
-        positions = self._cache.keys.shape[3]
-        spacing = positions if self._decoder.reads_own_length else GRAPH_KEYS
+        width, positions = self._cache.text_mask.shape[1], self._cache.keys.shape[3]
+        sizes, spacing = batch_sizes(self._slots), GRAPH_KEYS
+        if self._fixed_batch:
+            sizes = [self._slots]
+        else:
+            width = min(GRAPH_TEXT, width)
+        if self._fixed_batch or self._decoder.reads_own_length:
+            spacing = positions
         pool = torch.cuda.graph_pool_handle()
         try:
-            for live in reversed(batch_sizes(self._slots)):  # the largest first: the others reuse its memory
+            for live in reversed(sizes):  # the largest first: the others reuse its memory
                 for longest in range(positions, 0, -spacing):
                     step = functools.partial(self._network, live, longest - 1, width, MAX_TOP_K)
                     self._graphs.insert(0, StepGraph(step, live, longest - 1, width, pool))
@@ -163,7 +171,9 @@ class ModelRunner:
             self._temperature[slot] = request.temperature
             self._top_k[slot] = request.top_k
             self._cfg_scale[slot] = request.cfg_scale
-        self._fill(first, beginning)
+        together = 1 if self._fixed_batch else len(beginning)
+        for begin in range(0, len(beginning), together):
+            self._fill(first + begin, beginning[begin : begin + together])
         for slot, (utterance, _) in enumerate(beginning, first):
             utterance.slot = slot
             self.live.append(utterance)
@@ -195,13 +205,14 @@ class ModelRunner:
         # What pads is never looked at; it only has to be a token.
         padded = [[*tokens, *tokens[-1:] * (longest - len(tokens))] for tokens, _ in extended]
         text_lengths = torch.tensor([len(tokens) for tokens, _ in extended], device=device)
-        encoded = self._model.prepare_context_tensors(
-            {
-                "text": torch.tensor(padded, device=device),
-                "text_lens": text_lengths,
-                "speaker_indices": [utterance.request.speaker for utterance, _ in entries],
-            }
-        )
+        with convolutions(tf32=self._tf32):
+            encoded = self._model.prepare_context_tensors(
+                {
+                    "text": torch.tensor(padded, device=device),
+                    "text_lens": text_lengths,
+                    "speaker_indices": [utterance.request.speaker for utterance, _ in entries],
+                }
+            )
         memory = encoded.cond
         for row, ((utterance, segment), (tokens, begin)) in enumerate(zip(entries, extended, strict=True)):
             history = utterance.history
@@ -244,6 +255,8 @@ class ModelRunner:
             self.live[utterance.slot] = last
             last.slot = utterance.slot
         utterance.slot = -1
+        # A graph of a larger batch goes on with the vacated slot, whose noise ends where its utterance had to.
+        self._steps[len(self.live)] = 0
 
     @torch.inference_mode()
     def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[StepResult]:
@@ -276,6 +289,11 @@ class ModelRunner:
         if graph is not None:
             codes, told = graph.run()
             return codes[:live].clone(), told[:live]
+        if self._fixed_batch:
+            codes, told = self._network(
+                self._slots, self._cache.keys.shape[3] - 1, self._cache.text_mask.shape[1], MAX_TOP_K
+            )
+            return codes[:live], told[:live]
         max_top_k = max(utterance.request.top_k for utterance in self.live)
         return self._network(live, longest, width, max_top_k)
 

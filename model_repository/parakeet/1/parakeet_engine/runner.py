@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,21 @@ class ChunkTokens:
     tokens: list[int]
     frames: list[int]
     probabilities: list[float]
+
+
+@contextlib.contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Forbids cuDNN's convolutions to round float32 to TF32, which is enough to change a token now and then.
+
+    PyTorch allows it by default, in a flag of the process, which others may read: it is put back. A CUDA graph keeps
+    the kernels that were chosen when it was captured.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class StepRunner:
@@ -118,6 +134,7 @@ class StepRunner:
         return sizes
 
     @torch.inference_mode()
+    @_exact_convolutions()
     def warm_up(self) -> None:
         """Runs every mode once, and captures the graphs, so that the first caller waits for nothing."""
         for lookahead in self.lookaheads:
@@ -137,6 +154,7 @@ class StepRunner:
                     return
 
     @torch.inference_mode()
+    @_exact_convolutions()
     def step(self, lookahead: Lookahead, chunks: Sequence[Chunk]) -> list[ChunkTokens]:
         """Recognises one chunk of each of several streams and keeps their states.
 
@@ -183,6 +201,9 @@ def _as_arrays(chunks: Sequence[Chunk]) -> tuple[npt.NDArray[np.int16], npt.NDAr
 
 class _GraphedStep:
     """The CUDA graphs of one lookahead and batch size, with the buffers they read and write.
+
+    All runs on one stream, copies from and to pinned memory inside the graph. `run` fills that memory only after it has
+    waited for the replay before, and what it returns is taken apart before the next run.
 
     Args:
         network: The network.

@@ -67,6 +67,15 @@ class Stream:
         """Seconds from the sequence's start to the utterance's."""
         return self._utterance_start / 16000
 
+    @property
+    def outputs_left(self) -> int | None:
+        """Encoder frames of the utterance that are still to come; None while it is open, or its end not taken in."""
+        if not self._closed or not self._head_taken:
+            return None
+        num_frames = self._runner.features.frames_of(self._samples)
+        total = output_length(num_frames) if num_frames else 0
+        return max(0, total - self._first_output)
+
     def take_request(self) -> AudioRequest:
         """Takes in the audio of the oldest pending request, once, and returns the request."""
         request = self.pending[0]
@@ -100,9 +109,8 @@ class Stream:
             if not self._closed:
                 return None
             num_samples, num_frames = self._samples, features.frames_of(self._samples)
-            total = output_length(num_frames) if num_frames else 0
-            outputs = min(frames, total - self._first_output)
-            if outputs <= 0:
+            outputs = min(frames, self.outputs_left or 0)
+            if not outputs:
                 return None
         assert self.slot is not None
         chunk = Chunk(
