@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from triton_voice.cli.console import err, fail, out
 from triton_voice.server import MODELS
 from triton_voice.server.process import ServerError
 from triton_voice_chaos import report as reports
-from triton_voice_chaos.balancing import HaproxyMissing, prove
+from triton_voice_chaos.balancing import prove
 from triton_voice_chaos.faults import FAULTS, interrupt_guard
+from triton_voice_chaos.haproxy import HaproxyMissing
 from triton_voice_chaos.run import Asked, run
 
 app = typer.Typer(
@@ -21,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+TABLE_WIDTH = 160
 NAMES = tuple(fault.name for fault in FAULTS)
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for JSON, Markdown and picture.")]
 
@@ -38,7 +41,7 @@ def faults(
     models: Annotated[str | None, typer.Option(help=f"Load only these of {', '.join(MODELS)}.")] = None,
     seconds: Annotated[
         float, typer.Option(min=2, help="Steady load before each fault, and how long a fault that lasts goes on.")
-    ] = 8.0,
+    ] = 6.0,
     callers: Annotated[int, typer.Option(min=1, help="Callers in each of the two groups.")] = 2,
     chats: Annotated[int, typer.Option(min=1, help="Chats in each group.")] = 1,
     speakers: Annotated[int, typer.Option(min=1, help="Listeners of speech in each group.")] = 1,
@@ -60,7 +63,7 @@ def faults(
         result = run(asked, _say)
     except (ServerError, TimeoutError) as error:
         fail(str(error))
-    out.print(reports.table(result))
+    _print(reports.table(result))
     if folder is not None:
         reports.write(folder, result, about)
         err.print(f"written to {folder}")
@@ -89,12 +92,18 @@ def balancing(
     except (HaproxyMissing, ServerError, TimeoutError, RuntimeError) as error:
         fail(str(error))
     for shown in reports.balancing_tables(proof):
-        out.print(shown)
+        _print(shown)
     if folder is not None:
         reports.write_balancing(folder, proof, about)
         err.print(f"written to {folder}")
     if proof.complaints:
         fail("not proven", *proof.complaints)
+
+
+def _print(table: Table) -> None:
+    if not out.is_terminal:  # nothing bounds it: whole words
+        out.width = TABLE_WIDTH
+    out.print(table)
 
 
 def _say(words: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from triton_voice_chaos.garbage import Flood
 from triton_voice_chaos.proxy import CuttingProxy
-from triton_voice_chaos.subject import ENGINE, SERVER, STUB, Subject
+from triton_voice_chaos.subject import ENGINE, SERVER, STUB, Subject, processes_left
 
 MEAN_LIFE_S = 1.0
 """Of a connection while connections are cut."""
@@ -52,7 +52,8 @@ class Fault:
         make: Makes the fault; returns when it is over, at once for a kill.
         spares: Groups of clients that must not notice anything, by model; `*` stands for all groups.
         needs: Models without which it makes no sense.
-        restarts: Whether the server has to come up again.
+        restarts: Whether the server has to come up again; if not, it may not.
+        says: What `serve` must tell its operator (a regular expression); empty if it must see nothing wrong.
     """
 
     name: str
@@ -61,14 +62,23 @@ class Fault:
     spares: tuple[tuple[str, str], ...] = ()
     needs: tuple[str, ...] = ()
     restarts: bool = True
+    says: str = ""
 
 
 def _kill_stub(model: str) -> Callable[[Scene], None]:
     return lambda scene: scene.subject.find(STUB, model).kill()
 
 
+def _freeze_stub(model: str) -> Callable[[Scene], None]:
+    return lambda scene: scene.subject.find(STUB, model).suspend()
+
+
 def _kill_engine(scene: Scene) -> None:
     scene.subject.find(ENGINE).kill()
+
+
+def _freeze_engine(scene: Scene) -> None:
+    scene.subject.find(ENGINE).suspend()
 
 
 def _kill_server(scene: Scene) -> None:
@@ -84,10 +94,8 @@ def _kill_serve(scene: Scene) -> None:
     family = scene.subject.family()
     began = time.monotonic()
     scene.subject.kill()
-    while any(process.is_running() and process.status() != "zombie" for process in family):
-        if time.monotonic() - began > 60:
-            raise RuntimeError("processes were left by a serve that was killed")
-        time.sleep(0.1)
+    if left := processes_left(family):
+        raise RuntimeError(f"processes were left by a serve that was killed: {', '.join(left)}")
     scene.notes["all processes gone after, s"] = round(time.monotonic() - began, 1)
     scene.subject.start()
 
@@ -126,6 +134,7 @@ def _flood(scene: Scene) -> None:
 
 
 _EVERYBODY = (("parakeet", "*"), ("magpie", "*"), ("nemotron", "*"))
+_SPEECH = (("parakeet", "*"), ("magpie", "*"))
 _DIRECT = (("parakeet", "direct"), ("magpie", "direct"), ("nemotron", "direct"))
 
 FAULTS = (
@@ -136,14 +145,22 @@ FAULTS = (
           _flood, spares=_EVERYBODY, restarts=False),
     Fault("disk-full", "the disk of the cache and of the log is filled to the last byte",
           _fill_disk, spares=_EVERYBODY, restarts=False),
-    Fault("kill-engine", "kill -9 of vLLM's engine process",
-          _kill_engine, spares=(("parakeet", "*"), ("magpie", "*")), needs=("nemotron",), restarts=False),
-    Fault("kill-parakeet", "kill -9 of the recogniser's process", _kill_stub("parakeet"), needs=("parakeet",)),
-    Fault("kill-magpie", "kill -9 of the synthesiser's process", _kill_stub("magpie"), needs=("magpie",)),
-    Fault("kill-serve", "kill -9 of `triton-voice serve`, which is then started again", _kill_serve),
-    Fault("kill-nemotron", "kill -9 of the language model's process", _kill_stub("nemotron"), needs=("nemotron",)),
-    Fault("kill-server", "kill -9 of tritonserver", _kill_server),
-    Fault("freeze-server", "SIGSTOP of tritonserver: it lives and answers nobody", _freeze_server),
+    Fault("kill-engine", "kill -9 of vLLM's engine process", _kill_engine,
+          spares=_SPEECH, needs=("nemotron",), restarts=False, says="nemotron died"),
+    Fault("freeze-engine", "SIGSTOP of vLLM's engine process: the model lives and thinks of nothing", _freeze_engine,
+          spares=_SPEECH, needs=("nemotron",), restarts=False, says="nemotron hangs.* its engine is killed"),
+    Fault("kill-parakeet", "kill -9 of the recogniser's process", _kill_stub("parakeet"),
+          needs=("parakeet",), says="parakeet died"),
+    Fault("freeze-magpie", "SIGSTOP of the synthesiser's process: it lives, is called ready and answers nobody",
+          _freeze_stub("magpie"), needs=("magpie",), says="magpie hangs.* restarting"),
+    Fault("kill-serve", "kill -9 of `triton-voice serve`, which is then started again", _kill_serve, says="ready gRPC"),
+    Fault("kill-magpie", "kill -9 of the synthesiser's process", _kill_stub("magpie"),
+          needs=("magpie",), says="magpie died"),
+    Fault("kill-nemotron", "kill -9 of the language model's process", _kill_stub("nemotron"),
+          needs=("nemotron",), says="nemotron died"),
+    Fault("kill-server", "kill -9 of tritonserver", _kill_server, says="tritonserver ended by itself"),
+    Fault("freeze-server", "SIGSTOP of tritonserver: it lives and answers nobody", _freeze_server,
+          says="no answer for"),
 )  # fmt: skip
 
 

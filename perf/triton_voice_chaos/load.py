@@ -222,7 +222,7 @@ class _Recorder:
                         answer = await (stream.end(piece) if last else stream.send(piece))
                         return answer.text if last and whole else None
 
-                    answered = await self._call("parakeet", send, begun=index > 0)
+                    answered = await self._call("parakeet", send, begun=index > 0 and not failed)
                     if failed:
                         break
                     failed = not answered

@@ -21,7 +21,10 @@ PHASE_COLUMNS = (
     *("what was done", "new connections", "model", "answered", "errors", "cut off", "hung", "wrong"),
     *("first error", "back after"),
 )
-COLUMNS = ("model", "answered", "failed", "cut off", "hung", "wrong", "first error", "back after")
+COLUMNS = (
+    *("model", "a second before", "after", "answered", "failed", "cut off", "hung", "wrong"),
+    *("first error", "back after"),
+)
 
 
 def header(bench: str, weights: str, settings: dict[str, Any]) -> Report:
@@ -50,7 +53,7 @@ def markdown(run: Run, about: Report) -> str:
             lines.append(f"| {outcome.fault} | skipped: {outcome.skipped} |" + " |" * (len(COLUMNS) - 1))
         for number, (model, toll) in enumerate(outcome.tolls.items()):
             name = outcome.fault if number == 0 else ""
-            lines.append(f"| {name} | " + " | ".join([model, *_cells(toll)]) + " |")
+            lines.append(f"| {name} | " + " | ".join([model, *_rates(outcome, model), *_cells(toll)]) + " |")
     lines += ["", "![timeline](chaos.png)", ""]
     for outcome in run.outcomes:
         lines += _details(outcome)
@@ -72,8 +75,13 @@ def table(run: Run) -> Table:
         if not outcome.tolls:
             shown.add_row(outcome.fault, *[""] * len(COLUMNS), verdict)
         for number, (model, toll) in enumerate(outcome.tolls.items()):
-            shown.add_row("" if number else outcome.fault, model, *_cells(toll), "" if number else verdict)
+            name = "" if number else outcome.fault
+            shown.add_row(name, model, *_rates(outcome, model), *_cells(toll), "" if number else verdict)
     return shown
+
+
+def _rates(outcome: Outcome, model: str) -> list[str]:
+    return [f"{rate:.1f}" for rate in outcome.rates[model]]
 
 
 def _cells(toll: Toll) -> list[str]:

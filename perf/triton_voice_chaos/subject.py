@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ from triton_voice_chaos.garbage import Ports
 
 START_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 60.0
+GONE_TIMEOUT_S = 60.0
+"""For the last processes of a server whose supervisor has ended."""
 IDLE_S = 8
 """After which the recogniser forgets a silent caller: short, so that slots left open are seen to come back."""
+HANG_TIMEOUT_S = 30
+"""After which a model counts as hung: short, so that runs end, and so that a false alarm is likelier
+than it is for users."""
 STUB, SERVER, ENGINE = "triton_python_b", "tritonserver", "EngineCore"
 GAUGES = {
     "callers": "parakeet_active_streams",
@@ -128,7 +134,8 @@ class Subject:
         command += ["--http-port", str(self.ports.http), "--metrics-port", str(self.ports.metrics), *self._options]
         if self._log_file is not None:
             command += ["--log-file", str(self._log_file)]
-        environment = {**os.environ, "PARAKEET_IDLE_S": str(IDLE_S), **self._environment}
+        quick = {"PARAKEET_IDLE_S": str(IDLE_S), "TRITON_VOICE_HANG_TIMEOUT_S": str(HANG_TIMEOUT_S)}
+        environment = {**os.environ, **quick, **self._environment}
         self._serve = subprocess.Popen(
             command,
             env=environment,
@@ -227,3 +234,17 @@ class Subject:
     def starts(self) -> int:
         """How many times it has come up."""
         return self._starts
+
+
+def processes_left(family: Sequence[psutil.Process]) -> list[str]:
+    """Waits until processes have ended; returns those that have not. One that only init has yet to see has ended."""
+    deadline = time.monotonic() + GONE_TIMEOUT_S
+    while True:
+        left = []
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(f"process {process.pid} ({process.name()})")
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)

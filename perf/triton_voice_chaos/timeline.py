@@ -13,7 +13,7 @@ import numpy as np
 
 from triton_voice_chaos.record import Call
 
-BIN_S = 1.0
+MIN_BIN_S, MAX_BINS = 1.0, 250
 GOOD, BAD = "#4c9f70", "#c8443a"
 WHO = {"parakeet": "pieces of audio", "magpie": "speeches", "nemotron": "chats"}
 
@@ -42,13 +42,14 @@ def draw(
         len(rows), 1, figsize=(13, 1.2 + 1.7 * len(rows)), sharex=True, squeeze=False, layout="constrained"
     )
     end = max([call.ended for call in calls], default=start + 1) - start
-    edges = np.arange(0, end + 2 * BIN_S, BIN_S)
+    bin_s = max(MIN_BIN_S, np.ceil(end / MAX_BINS))
+    edges = np.arange(0, end + 2 * bin_s, bin_s)
     for axis, (model, group) in zip(axes[:, 0], rows, strict=True):
         own = [call for call in calls if call.model == model and group in ("*", call.client)]
         good, _ = np.histogram([call.ended - start for call in own if call.ok], edges)
         bad, _ = np.histogram([call.ended - start for call in own if not call.ok], edges)
-        axis.bar(edges[:-1], good, BIN_S, align="edge", color=GOOD, label="answered")
-        axis.bar(edges[:-1], -bad, BIN_S, align="edge", color=BAD, label="failed with an error")
+        axis.bar(edges[:-1], good / bin_s, bin_s, align="edge", color=GOOD, label="answered")
+        axis.bar(edges[:-1], -bad / bin_s, bin_s, align="edge", color=BAD, label="failed with an error")
         hung = [call.ended - start for call in own if call.outcome in ("hung", "wrong")]
         axis.plot(hung, [0] * len(hung), "kx", label="hung or wrong")
         axis.axhline(0, color="0.3", linewidth=0.8)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from triton_voice_chaos import balancing
+from triton_voice_chaos.haproxy import find_haproxy
 
-pytestmark = pytest.mark.skipif(balancing.find_haproxy() is None, reason="haproxy is not installed")
+pytestmark = pytest.mark.skipif(find_haproxy() is None, reason="haproxy is not installed")
 
 
 def test_streams_stay_with_their_server_and_only_a_killed_servers_streams_are_lost(tiny):
