@@ -18,7 +18,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 RUN --mount=type=bind,source=docker/locks,target=/locks \
     --mount=type=cache,target=/root/.cache/uv \
     lock="/locks/bot-$(uname -m)-$(python3 -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt" \
-    && /uv/bin/uv pip install --no-config --python /opt/venv/bin/python --no-deps --requirement "${lock}"
+    && /uv/bin/uv pip install --no-config --python /opt/venv/bin/python --no-deps --compile-bytecode --requirement "${lock}"
 WORKDIR /opt/triton-voice
 COPY LICENSE README.md pyproject.toml ./
 COPY bot bot
@@ -33,7 +33,9 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 FROM ${PYTHON_IMAGE}
 COPY --from=installer /opt/venv /opt/venv
 COPY --from=installer /opt/triton-voice /opt/triton-voice
-ENV PATH=/opt/venv/bin:${PATH} \
+# onnxruntime, which runs the voice activity model, reports to its maker how it is used unless it is told not to.
+ENV ORT_DISABLE_TELEMETRY=1 \
+    PATH=/opt/venv/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     TRITON_VOICE_HOME=/opt/triton-voice
 WORKDIR /opt/triton-voice

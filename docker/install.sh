@@ -20,8 +20,10 @@ if [ ! -f "$lock" ]; then
   exit 1
 fi
 
+# Compiled here, because the unprivileged user cannot write into the environment: every start, and every health check, would
+# compile all that it imports again.
 install() {
-  /uv/bin/uv pip install --no-config --python /opt/venv/bin/python --no-deps "$@"
+  /uv/bin/uv pip install --no-config --python /opt/venv/bin/python --no-deps --compile-bytecode "$@"
 }
 
 accelerator='^(cuda-|flashinfer|nvidia-|tilelang|tokenspeed|torch==|triton==|vllm)'

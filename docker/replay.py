@@ -1,12 +1,14 @@
-"""Builds both images and starts them where there is no Docker, no GPU and no NVIDIA registry: the rehearsal of a build.
+"""Builds both images and runs them by the compose file where there is no Docker, no GPU and no NVIDIA registry.
 
 What stands in for NVIDIA's base image is a bare Debian with the tritonserver of the nvidia-pytriton wheel laid out as
-NVIDIA has it; every step of both Dockerfiles then runs in it as it is, from the package index to the self-check. With
-`--variant cpu` the server that results is started as the unprivileged user, asked by its own health check, and found by
-the bot's image. What this does not show: NVIDIA's image, a processor other than this machine's, anything on a GPU.
+NVIDIA has it; every step of both Dockerfiles then runs in it as it is, from the package index to the self-check, and
+the self-check must fail once a version is wrong. With `--variant cpu` podman then runs compose.yaml with
+compose.cpu.yaml (replay_run.py says what is asked of it). What this does not show: NVIDIA's image, a processor other
+than this machine's, anything on a GPU.
 
-    apt-get install buildah debootstrap                          # and root, for debootstrap
-    .venv/bin/python docker/replay.py /var/tmp/replay --python ~/.pyenv/versions/3.12.8
+    apt-get install podman runc netavark aardvark-dns catatonit debootstrap          # and root, for debootstrap
+    python3 -m venv /var/tmp/compose && /var/tmp/compose/bin/pip install podman-compose
+    PATH=$PATH:/var/tmp/compose/bin .venv/bin/python docker/replay.py /var/tmp/replay --python ~/.pyenv/versions/3.12.8
     .venv/bin/python docker/replay.py /var/tmp/replay --python ~/.pyenv/versions/3.12.8 --variant cuda   # 25 GB of disk
 """
 
@@ -15,24 +17,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
+from replay_run import Rehearsal
+
 from triton_voice.server.locate import find_tritonserver
-from triton_voice.server.process import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 DEBIAN, DEBIAN_PYTHON, MIRROR = "bookworm", "3.11", "http://deb.debian.org/debian"
 PYTHON_LIBRARIES = "libbz2-1.0 libexpat1 libffi8 liblzma5 libreadline8 libsqlite3-0 libssl3 libuuid1 zlib1g"
-READY_TIMEOUT_S = 900.0
-STOP_TIMEOUT_S = 60.0
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+MAX_PROCESSES = 32768
+"""What podman itself keeps to."""
+WRONG_PACKAGE = "einops"
+"""A small package whose version is changed to see the self-check fail."""
 
 
 def minor_of(python: Path | None) -> str:
@@ -44,55 +48,80 @@ def minor_of(python: Path | None) -> str:
 
 
 class Replay:
-    """One rehearsal: its folder, its images and its figures.
+    """The build of both images: its folder, its images and its figures.
 
     Args:
         folder: Where images, caches and logs go; needs 12 GB, 25 GB with CUDA.
         variant: `cpu` or `cuda`.
-        python: A Python 3.11 or 3.12 as `make altinstall` or pyenv lays it out; None takes Debian's. The bot's image is
-            for 3.12 and is left out with another.
+        python: A Python as `make altinstall` or pyenv lays it out, for the server's base image: 3.11.4 or newer, or
+            3.12; None takes Debian's, which builds an image that cannot serve.
+        bot_python: The same for the bot's, which must be a 3.12; None leaves the bot out.
         find_links: Folder of wheels that this machine has beside its package index.
     """
 
-    def __init__(self, folder: Path, variant: str, python: Path | None, find_links: Path | None):
-        self.folder, self.variant, self.python, self.find_links = folder, variant, python, find_links
-        self.with_bot = minor_of(python) == "3.12"
+    def __init__(
+        self, folder: Path, variant: str, python: Path | None, bot_python: Path | None, find_links: Path | None
+    ):
+        self.folder, self.variant, self.find_links = folder, variant, find_links
+        self.python, self.bot_python = python, bot_python
         self.figures: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        storage = folder / "storage.conf"
+        storage, engine = folder / "storage.conf", folder / "containers.conf"
         storage.write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/storage"\nrunroot = "{folder}/storage-run"\n'
         )
-        policy = folder / "policy.json"
-        policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-        self.environment = {**os.environ, "CONTAINERS_STORAGE_CONF": str(storage)}
-        self.policy = ["--signature-policy", str(policy)]
+        files, processes = resource.getrlimit(resource.RLIMIT_NOFILE)[1], resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        processes = MAX_PROCESSES if processes == resource.RLIM_INFINITY else min(processes, MAX_PROCESSES)
+        # Limits as they are here: where root may not raise them, podman's own defaults would end every start.
+        engine.write_text(
+            f'[containers]\ndefault_ulimits = ["nofile={files}:{files}", "nproc={processes}:{processes}"]\n'
+            '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+        )
+        (folder / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+        self.environment = {
+            **os.environ,
+            "CONTAINERS_STORAGE_CONF": str(storage),
+            "CONTAINERS_CONF": str(engine),
+        }
 
-    def run(self, title: str, *command: str) -> None:
-        """Runs one part, its output in a log, and notes how long it took.
+    def log_of(self, title: str) -> Path:
+        """The file that one part writes to."""
+        return self.folder / f"{title.replace(' ', '-')}.log"
 
-        Raises:
-            SystemExit: It failed; the end of its log is shown.
-        """
-        log = self.folder / f"{title.replace(' ', '-')}.log"
+    def attempt(self, title: str, *command: str) -> int:
+        """Runs one part, its output in a log, notes how long it took, and returns its exit code."""
+        log = self.log_of(title)
         print(f"{title} ... ({log})", flush=True)
         start = time.monotonic()
         with log.open("wb") as out:
             done = subprocess.run(command, env=self.environment, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
         self.figures[f"{title}, s"] = round(time.monotonic() - start, 1)
-        if done.returncode != 0:
-            sys.exit(f"{title} failed:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-25:]))
+        return done.returncode
+
+    def run(self, title: str, *command: str) -> None:
+        """Runs one part that must not fail.
+
+        Raises:
+            SystemExit: It failed; the end of its log is shown.
+        """
+        if self.attempt(title, *command) != 0:
+            lines = self.log_of(title).read_text(errors="replace").splitlines()
+            sys.exit(f"{title} failed:\n" + "\n".join(lines[-25:]))
+
+    def building(self, image: str, context: Path, dockerfile: Path, **arguments: str) -> tuple[str, ...]:
+        """The command that builds one image."""
+        given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+        volume = ["--volume", f"{self.find_links}:{self.find_links}:ro"] if self.find_links else []
+        policy = ["--signature-policy", str(self.folder / "policy.json")]
+        return (
+            "podman", "build", *policy, "--isolation", "chroot", "--format", "docker", "--layers", "--pull=never",
+            *volume, *given, "--tag", image_name(image), "--file", str(dockerfile), str(context),
+        )  # fmt: skip
 
     def build(self, image: str, context: Path, dockerfile: Path, **arguments: str) -> str:
         """Builds one image and returns its name."""
-        given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
-        volume = ["--volume", f"{self.find_links}:{self.find_links}:ro"] if self.find_links else []
-        self.run(
-            f"{image} image",
-            "buildah", "build", *self.policy, "--isolation", "chroot", "--format", "docker", "--layers",
-            *volume, *given, "--tag", f"localhost/replay-{image}", "--file", str(dockerfile), str(context),
-        )  # fmt: skip
-        return f"localhost/replay-{image}"
+        self.run(f"{image} image", *self.building(image, context, dockerfile, **arguments))
+        return image_name(image)
 
     def debian(self) -> Path:
         """Returns a bare Debian as an archive; made once."""
@@ -103,6 +132,7 @@ class Replay:
             command = ["debootstrap", "--variant=minbase", "--include=ca-certificates", DEBIAN, str(unpacked), MIRROR]
             self.run("debootstrap", *command)
             self.run("archive", "tar", "-C", str(unpacked), "-cf", str(archive), ".")
+            shutil.rmtree(unpacked)
         return archive
 
     def stand_in(self, name: str, python: Path | None) -> str:
@@ -137,6 +167,8 @@ class Replay:
         if python:
             ignored = shutil.ignore_patterns("site-packages", "test", "__pycache__")
             shutil.copytree(python.expanduser(), context / "python", symlinks=True, ignore=ignored)
+            for built in context.glob(f"python/lib/python{minor}/_sysconfigdata*.py"):
+                built.write_text(built.read_text().replace(str(python.expanduser().resolve()), "/usr/local"))
             steps += [
                 f"RUN apt-get update && apt-get install -y --no-install-recommends {PYTHON_LIBRARIES}",
                 "COPY python /usr/local",
@@ -153,94 +185,46 @@ class Replay:
         base = self.stand_in("base", self.python)
         dockerfiles = ROOT / "docker"
         self.build("server", ROOT, dockerfiles / "Dockerfile", TRITON_IMAGE=base, VARIANT=self.variant, **mirror)
-        if self.with_bot:
-            self.build("bot", ROOT, dockerfiles / "bot.Dockerfile", PYTHON_IMAGE=base)
+        if self.bot_python:
+            bot_base = base if minor_of(self.python) == "3.12" else self.stand_in("bot-base", self.bot_python)
+            self.build("bot", ROOT, dockerfiles / "bot.Dockerfile", PYTHON_IMAGE=bot_base)
 
-    @contextmanager
-    def container(self, image: str, environment: dict[str, str], *command: str) -> Iterator[Sequence[str]]:
-        """Starts a container; yields the words before a command that shall run in it too, and stops it at the end.
+    def wrong_version(self) -> None:
+        """Takes the self-check's step of the Dockerfile once more, with a package that says another version.
 
         Raises:
-            subprocess.TimeoutExpired: It did not end by itself after SIGTERM.
+            SystemExit: The build did not fail, or for another reason.
         """
-        listed = subprocess.run(
-            ["buildah", "from", *self.policy, f"localhost/replay-{image}"],
-            env=self.environment,
-            capture_output=True,
-            text=True,
+        text = (ROOT / "docker" / "Dockerfile").read_text()
+        steps = re.findall(r"^RUN (?:.*\\\n)*.*", text, re.MULTILINE)
+        (step,) = [found for found in steps if "self_check.py" in found]
+        context = self.folder / "wrong"
+        context.mkdir(exist_ok=True)
+        metadata = f"/opt/venv/lib/python3.*/site-packages/{WRONG_PACKAGE}-*.dist-info/METADATA"
+        (context / "Dockerfile").write_text(
+            f"FROM {image_name('server')}\nUSER 0\nARG VARIANT\n"
+            f"RUN sed -i 's/^Version: .*/Version: 0.0.1/' {metadata}\nUSER 1000:1000\n{step}\n"
         )
-        name = listed.stdout.strip()
-        variables = [word for key, value in environment.items() for word in ("--env", f"{key}={value}")]
-        within = ["buildah", "run", "--isolation", "chroot", "--user", "1000:1000", *variables, name, "--"]
-        within += ["/bin/bash", "-c", 'exec "$@"', "bash"]  # buildah itself would look the command up on this machine
-        with (self.folder / f"{image}-run.log").open("wb") as log:
-            process = subprocess.Popen([*within, *command], env=self.environment, stdout=log, stderr=subprocess.STDOUT)
-            try:
-                yield within
-            finally:
-                start = time.monotonic()
-                subprocess.run([*within, "python", "-c", STOP, command[1]], env=self.environment, check=True)
-                try:
-                    process.wait(STOP_TIMEOUT_S)
-                    self.figures[f"{image} stops, s"] = round(time.monotonic() - start, 1)
-                finally:
-                    process.kill()
-                    subprocess.run(["buildah", "rm", name], env=self.environment, stdout=subprocess.DEVNULL)
-
-    def wait_for(self, what: str, within: Sequence[str], script: str, *options: str) -> None:
-        """Asks a health check until it is content.
-
-        Raises:
-            SystemExit: It never was.
-        """
-        start = time.monotonic()
-        while True:
-            done = subprocess.run(
-                [*within, "python", f"docker/{script}", *options], env=self.environment, capture_output=True, text=True
-            )
-            if done.returncode == 0:
-                break
-            if time.monotonic() - start > READY_TIMEOUT_S:
-                sys.exit(f"{what}: {done.stdout.strip()} {done.stderr.strip()}; logs are in {self.folder}")
-            time.sleep(2)
-        self.figures[f"{what}, s"] = round(time.monotonic() - start, 1)
-        print(f"{what}: {done.stdout.strip()}", flush=True)
-
-    def start(self) -> None:
-        """Starts the server, and the bot that finds it."""
-        ports = {f"TRITON_VOICE_{name}_PORT": str(free_port()) for name in ("GRPC", "HTTP", "METRICS")}
-        with self.container("server", {**ports, "TRITON_VOICE_HOST": "127.0.0.1"}, "triton-voice", "serve") as server:
-            self.wait_for("models ready", server, "healthcheck.py")
-            self.wait_for("models answer", server, "healthcheck.py", "--answer")
-            if self.with_bot:
-                bot = {
-                    "TRITON_VOICE_BOT_SERVER": f"127.0.0.1:{ports['TRITON_VOICE_GRPC_PORT']}",
-                    "TRITON_VOICE_BOT_PORT": str(free_port()),
-                }
-                with self.container("bot", bot, "triton-voice", "bot") as within:
-                    self.wait_for("bot ready", within, "bot_healthcheck.py")
-            self.wait_for("server drained", server, "drain.py", "--settle", "0")
+        title = "server image with a wrong version"
+        built = self.building("wrong", context, context / "Dockerfile", VARIANT=self.variant)
+        failed = self.attempt(title, *built) != 0
+        found = re.search(rf"FAIL .*{WRONG_PACKAGE} 0\.0\.1 instead of .*", self.log_of(title).read_text())
+        if not failed or found is None:
+            sys.exit(f"the self-check let a wrong version of {WRONG_PACKAGE} pass: {self.log_of(title)}")
+        print(f"the build fails, as it should: {found[0]}", flush=True)
 
     def sizes(self) -> None:
-        """Notes the images' sizes."""
-        listed = subprocess.run(["buildah", "images", "--json"], env=self.environment, capture_output=True, text=True)
+        """Notes the images' sizes, in bytes."""
+        command = ["podman", "images", "--format", "json"]
+        listed = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
         for image in json.loads(listed.stdout):
-            for name in image.get("names") or []:
-                self.figures[f"{name.split('/')[1].split(':')[0]}, size"] = image["size"]
+            for name in image.get("Names") or []:
+                self.figures[f"{name.split('/')[1].split(':')[0]}, bytes"] = image["Size"]
 
 
-STOP = """
-import os, signal, sys
-from pathlib import Path
-for process in Path("/proc").glob("[0-9]*"):
-    try:
-        words = (process / "cmdline").read_bytes().split(b"\\0")
-    except OSError:  # it has just ended
-        continue
-    if words[1:3] == [b"/opt/venv/bin/triton-voice", sys.argv[1].encode()] and process.stat().st_uid == os.getuid():
-        os.kill(int(process.name), signal.SIGTERM)
-"""
-"""Sends SIGTERM to a container's command: chroot isolation has no first process to signal."""
+def image_name(image: str) -> str:
+    """The name of an image of this rehearsal."""
+    return f"localhost/replay-{image}"
 
 
 def main() -> None:
@@ -249,17 +233,24 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--variant", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--python", type=Path, help="A Python to put into the base image; the real one has 3.12.")
+    parser.add_argument("--bot-python", type=Path, help="A Python 3.12 for the bot's. Default: --python, if it is one.")
     parser.add_argument("--find-links", type=Path, help="A folder of wheels beside the package index.")
+    parser.add_argument("--only-run", action="store_true", help="The images are there: build none.")
     arguments = parser.parse_args()
-    if missing := [tool for tool in ("buildah", "debootstrap") if shutil.which(tool) is None]:
-        sys.exit(f"{', '.join(missing)} missing: apt-get install {' '.join(missing)}")
+    tools = ["podman", "runc", "debootstrap", *(["podman-compose"] if arguments.variant == "cpu" else [])]
+    if missing := [tool for tool in tools if shutil.which(tool) is None]:
+        sys.exit(f"{', '.join(missing)} missing; how to get them is written at the top of {Path(__file__).name}")
     if os.geteuid() != 0:
         sys.exit("debootstrap needs root")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    replay = Replay(arguments.folder.resolve(), arguments.variant, arguments.python, arguments.find_links)
-    replay.images()
+    bot_python = arguments.bot_python or (arguments.python if minor_of(arguments.python) == "3.12" else None)
+    folder = arguments.folder.resolve()
+    replay = Replay(folder, arguments.variant, arguments.python, bot_python, arguments.find_links)
+    if not arguments.only_run:
+        replay.images()
+        replay.wrong_version()
     if arguments.variant == "cpu":
-        replay.start()
+        images = {name: image_name(name) for name in ("server", *(["bot"] if bot_python else []))}
+        replay.figures |= Rehearsal(folder, images, replay.environment).run()
     replay.sizes()
     print(json.dumps(replay.figures, indent=2))
 

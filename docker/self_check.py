@@ -21,6 +21,7 @@ import platform
 import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import time
@@ -109,15 +110,12 @@ def check_versions(variant: str) -> str:
 def check_triton() -> str:
     """Tritonserver and the stub of its Python backend are here, for this Python, with every library they link to."""
     install = find_tritonserver()
-    needed = {}
     for program in (install.binary, install.stub, install.python_backend / "libtriton_python.so"):
-        done = subprocess.run(["ldd", str(program)], capture_output=True, text=True, env=environment(install))
-        needed[program.name] = done.stdout
-        missing = re.findall(r"(\S+) => not found", done.stdout)
-        missing = [name for name in missing if not name.startswith(DRIVER_LIBRARIES)]
-        require(done.returncode == 0 and not missing, f"{program} lacks {', '.join(missing) or done.stderr.strip()}")
+        missing = missing_libraries(program, install)
+        require(not missing, f"{program} lacks {', '.join(missing)}")
     own = f"libpython{sys.version_info[0]}.{sys.version_info[1]}"
-    require(own in needed[install.stub.name], f"the stub {install.stub} is not for {own}: take a base image that is")
+    linked = subprocess.run(["ldd", str(install.stub)], capture_output=True, text=True, env=environment(install)).stdout
+    require(own in linked, f"the stub {install.stub} is not for {own}: take a base image that is")
     return f"{install.binary} ({install.origin}), its stub for {own}"
 
 
@@ -128,6 +126,26 @@ def check_project() -> str:
     for part in (*parts, "backends/vllm/model.py"):
         require((root / part).is_file(), f"{root / part} is missing")
     return str(root)
+
+
+def missing_libraries(program: Path, install: TritonInstall) -> list[str]:
+    """The shared libraries that a program or library links to and that are not here; the driver's do not count."""
+    done = subprocess.run(["ldd", str(program)], capture_output=True, text=True, env=environment(install))
+    require(done.returncode == 0, f"{program}: {done.stderr.strip()}")
+    missing = re.findall(r"(\S+) => not found", done.stdout)
+    return [name for name in missing if not name.startswith(DRIVER_LIBRARIES)]
+
+
+def check_vllm() -> str:
+    """Whatever vLLM's compiled code links to is here: without it vLLM warns, goes on, and fails at its first kernel."""
+    packages = Path(sysconfig.get_path("purelib"))
+    provided = {path.name for path in packages.rglob("*.so*")}  # torch has loaded its own by then
+    install = find_tritonserver()
+    compiled = sorted((packages / "vllm").rglob("*.so"))
+    require(compiled, f"{packages}/vllm has no compiled code")
+    lacks = {name for path in compiled for name in missing_libraries(path, install)} - provided
+    require(not lacks, f"vLLM's compiled code lacks {', '.join(sorted(lacks))}")
+    return f"{len(compiled)} compiled libraries find what they link to"
 
 
 def check_imports() -> str:
@@ -306,6 +324,7 @@ def main() -> None:
         "versions": lambda: check_versions(variant),
         "tritonserver": check_triton,
         "project": check_project,
+        "vLLM": check_vllm,
     }
     if variant == "cpu":
         checks["torch"] = check_torch_cpu

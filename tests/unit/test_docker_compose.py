@@ -135,8 +135,15 @@ def test_bot_waits_for_models_that_answer_and_the_server_has_a_gpu() -> None:
     assert "--answer" in SERVICES["server"]["healthcheck"]["test"]
     devices = SERVICES["server"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices[0]["driver"] == "nvidia" and "gpu" in devices[0]["capabilities"]
-    cpu = yaml.load((DOCKER / "compose.cpu.yaml").read_text(), Override)["services"]["server"]
-    assert cpu["deploy"]["resources"]["reservations"] == {} and cpu["build"]["args"]["VARIANT"] == "cpu"
+
+
+def test_without_a_gpu_no_service_asks_for_one_or_for_an_image_with_cuda() -> None:
+    cpu = yaml.load((DOCKER / "compose.cpu.yaml").read_text(), Override)["services"]
+    assert cpu["server"]["deploy"]["resources"]["reservations"] == {}
+    for name, service in SERVICES.items():
+        if service.get("build", {}).get("dockerfile") == "docker/Dockerfile":
+            assert cpu[name]["build"]["args"]["VARIANT"] == "cpu", name
+            assert cpu[name]["image"] == cpu["server"]["image"] != service["image"], name
 
 
 def test_stopping_takes_no_longer_than_compose_waits() -> None:
@@ -147,7 +154,7 @@ def test_stopping_takes_no_longer_than_compose_waits() -> None:
 def test_monitoring_is_a_profile_and_finds_everybody_by_name() -> None:
     profile = {name for name, service in SERVICES.items() if "monitoring" in service.get("profiles", [])}
     assert profile == {"prometheus", "grafana", "otel-collector"}
-    hosts = SERVICES["prometheus"]["extra_hosts"]
+    hosts = [host.split(":")[0] for host in SERVICES["prometheus"]["extra_hosts"]]
     prometheus = yaml.safe_load((DOCKER / "monitoring" / "prometheus.yml").read_text())
     groups = [group for job in prometheus["scrape_configs"] for group in job["static_configs"]]
     for target in (target for group in groups for target in group["targets"]):

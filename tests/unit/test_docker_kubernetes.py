@@ -47,6 +47,24 @@ def test_manifests_follow_kubernetes_schemas() -> None:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)  # strict: no field that does not exist
 
 
+def test_kustomize_makes_of_it_what_a_cluster_takes() -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None or importlib.util.find_spec("kubernetes_validate") is None:
+        pytest.skip("kubectl or kubernetes-validate (extra dev) is not installed")
+    import kubernetes_validate
+
+    done = subprocess.run([kubectl, "kustomize", str(FOLDER)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = list(yaml.safe_load_all(done.stdout))
+    assert {m["kind"] for m in made} == {m["kind"] for m in MANIFESTS} | {"ConfigMap"}
+    for manifest in made:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    image = KUSTOMIZATION["images"][0]
+    assert done.stdout.count(f"image: {image['newName']}:{image['newTag']}\n") == 2  # the server and its download
+    (configuration,) = [m for m in made if m["kind"] == "ConfigMap"]
+    assert f"name: {configuration['metadata']['name']}\n" in done.stdout.split("kind: Deployment")[1]
+
+
 def test_every_file_of_the_folder_is_applied() -> None:
     applied = {*KUSTOMIZATION["resources"], *KUSTOMIZATION["configMapGenerator"][0]["files"]}
     assert applied == {path.name for path in FOLDER.iterdir()} - {"kustomization.yaml"}
