@@ -152,7 +152,8 @@ def main() -> None:
     if not run("the installer (uv)", *pip, UV):
         die("uv could not be installed; is the package index reachable?")
     install_torch(pip)
-    uv = [str(VENV / "bin" / "uv"), "pip", "install", "--no-config", "--python", python, "--no-deps", "--compile-bytecode"]
+    uv = [str(VENV / "bin" / "uv"), "pip", "install", "--no-config", "--python", python, "--no-deps"]
+    uv.append("--compile-bytecode")  # else each model's process compiles 260 packages when it starts for the first time
     if not sys.stderr.isatty():
         uv.append("--quiet")  # a terminal gets progress bars; a log would get a line per package
     if not run(f"{lock_file().name}: about 260 packages, 2 GB", *uv, "--requirement", str(lock_file())):

@@ -131,7 +131,7 @@ class Launch:
         prepend("PATH", str(Path(sys.executable).parent))
         prepend("PYTHONPATH", *site.getsitepackages())
         # Nothing is written into the model repository. A bytecode folder for each run would do that, too, but it hides
-        # the installed packages' own bytecode: each model's process would compile them anew, 10 s of processor and more.
+        # the installed packages' own bytecode: each model's process would compile them anew, 10 s of processor time.
         env["PYTHONDONTWRITEBYTECODE"] = "1"
         env.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime tells its maker of its use otherwise
         env.setdefault("PYTHONUNBUFFERED", "1")
