@@ -33,10 +33,13 @@ check: setup
 audit: setup
 	@$(BIN)/python requirements/audit.py --strict
 
-# Triton the language (640 MB) lies beside the environment, not in it: vLLM and torch would find it and use it.
-KERNELS := .venv/kernels
+# Triton the language, in the version of the image for a Spark. It lies beside the environment, not in it: vLLM and torch
+# would find it and use it, which is also why the project's own configuration forbids it (hence --no-config).
+TRITON_LANGUAGE = $(shell sed -n 's/^triton==//p' docker/locks/cuda-aarch64-py312.txt)
+KERNELS = .venv/triton-$(TRITON_LANGUAGE)
 kernels: setup
-	@test -d $(KERNELS)/triton || $(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --target $(KERNELS) triton==3.6.0
+	@test -d $(KERNELS)/triton || $(BIN)/uv pip install --no-config --quiet --no-deps --python $(BIN)/python \
+	  --target $(KERNELS) triton==$(TRITON_LANGUAGE)
 	@PYTHONPATH=$(KERNELS) TRITON_INTERPRET=1 $(BIN)/python -m pytest -q \
 	  tests/unit/test_magpie_kernels_interpreted.py tests/unit/test_parakeet_kernels_interpreted.py
 	@PYTHONPATH=$(KERNELS) $(BIN)/python -m pytest -q tests/unit/test_kernels_compiled.py
