@@ -87,12 +87,15 @@ class LlmBench:
     Attributes:
         streams: Numbers of chats at once, a row each.
         rounds: How often each row is repeated, alternating with the reference.
+        questions: How many questions each chat asks in a round, one after the other. The first finds the processor's
+            caches full of the other side's work.
         tokens: Length of each reply.
         checkpoint: Folder or hub name that the reference loads; None leaves the reference out.
     """
 
     streams: Sequence[int]
     rounds: int = 5
+    questions: int = 4
     tokens: int = 128
     checkpoint: str | None = None
 
@@ -139,7 +142,13 @@ def run(
     Raises:
         TritonVoiceError: The server cannot be reached.
     """
-    settings = {"rounds": bench.rounds, "tokens": bench.tokens, "question": QUESTION, "reading": READING}
+    settings = {
+        "rounds": bench.rounds,
+        "questions": bench.questions,
+        "tokens": bench.tokens,
+        "question": QUESTION,
+        "reading": READING,
+    }
     report = Report("llm", weights, settings)
     with contextlib.ExitStack() as stack:
         sides = {"": stack.enter_context(Side(Target(bench.tokens, url=url)))}
@@ -149,24 +158,25 @@ def run(
         number = 0
         for streams in bench.streams:
             tallies = {name: Tally() for name in sides}
-            others = _Others([side.parts() for side in sides.values()])
+            parts = {name: side.parts() for name, side in sides.items()}
+            others = _Others(list(parts.values()))
             for turn in range(bench.rounds + 1):
                 on_progress(f"{streams} streams, " + (f"round {turn} of {bench.rounds}" if turn else "warm-up"))
                 if turn == 1:
                     others.reset()
                 # The same questions for both, new ones each round: an engine remembers prompts that it has read.
-                numbers = range(number, number + streams)
-                number += streams
+                asked = streams * bench.questions
+                chats = [range(number + chat, number + asked, streams) for chat in range(streams)]
+                number += asked
                 for name in list(sides)[:: -1 if turn % 2 else 1]:
-                    _one_round(sides[name], numbers, tallies[name] if turn else Tally())
+                    _one_round(sides[name], parts[name], chats, tallies[name] if turn else Tally())
             report.rows.append(_row(streams, tallies, others.percent()))
     return report
 
 
-def _one_round(side: Side, numbers: Sequence[int], tally: Tally) -> None:
-    parts = side.parts()
+def _one_round(side: Side, parts: Mapping[Part, psutil.Process], chats: Sequence[Sequence[int]], tally: Tally) -> None:
     before = {part: _cpu_s(process) for part, process in parts.items()}
-    tally.rounds.append(side.round(numbers))
+    tally.rounds.append(side.round(chats))
     for part, process in parts.items():
         tally.cpu_s[part] = tally.cpu_s.get(part, 0.0) + _cpu_s(process) - before[part]
 

@@ -132,9 +132,9 @@ class Side:
         self._process.kill()
         self._process.join()
 
-    def round(self, numbers: Sequence[int]) -> Round:
-        """Asks these questions at once."""
-        self._pipe.send(tuple(numbers))
+    def round(self, chats: Sequence[Sequence[int]]) -> Round:
+        """Asks the questions of these chats: the chats at once, the questions of a chat one after the other."""
+        self._pipe.send(tuple(map(tuple, chats)))
         return self._receive()
 
     def parts(self) -> dict[Part, psutil.Process]:
@@ -175,18 +175,22 @@ async def _serve(target: Target, pipe: Connection) -> None:
         pipe.send(None)
         with contextlib.suppress(EOFError):
             while True:
-                numbers = await asyncio.to_thread(pipe.recv)
-                pipe.send(await _round(ask, numbers))
+                chats = await asyncio.to_thread(pipe.recv)
+                pipe.send(await _round(ask, chats))
 
 
-async def _round(ask: Ask, numbers: Sequence[int]) -> Round:
+async def _round(ask: Ask, chats: Sequence[Sequence[int]]) -> Round:
     done = Round()
+
+    async def chat(numbers: Sequence[int]) -> None:
+        for number in numbers:
+            try:
+                await ask(number, done)
+            except Exception as error:
+                done.errors.append(f"{type(error).__name__}: {error}")
+
     began = time.perf_counter()
-    for result in await asyncio.gather(*(ask(number, done) for number in numbers), return_exceptions=True):
-        if isinstance(result, Exception):
-            done.errors.append(f"{type(result).__name__}: {result}")
-        elif isinstance(result, BaseException):
-            raise result
+    await asyncio.gather(*map(chat, chats))
     done.seconds = time.perf_counter() - began
     return done
 

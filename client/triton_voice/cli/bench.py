@@ -124,6 +124,9 @@ def asr_engine(
 def llm(
     streams: Annotated[str, typer.Option(help="Chats at once, a row each.")] = "1,4,16",
     rounds: Annotated[int, typer.Option(min=1, help="How often each row is repeated, alternating with bare vLLM.")] = 5,
+    questions: Annotated[
+        int, typer.Option(min=1, help="Questions that each chat asks in a round, one after the other.")
+    ] = 4,
     tokens: Annotated[int, typer.Option(min=2, help="Length of each reply.")] = 128,
     reference: Annotated[bool, typer.Option(help="Bare AsyncLLM beside it, which loads the model once more.")] = True,
     server: Server = None,
@@ -159,7 +162,7 @@ def llm(
     with contextlib.ExitStack() as stack:
         serving = stack.enter_context(served(server, None, label, ("nemotron",), weights, device))
         loaded = serving.weights.llm if serving.weights else checkpoint
-        asked = bench.LlmBench(wanted, rounds, tokens, loaded if reference else None)
+        asked = bench.LlmBench(wanted, rounds, questions, tokens, loaded if reference else None)
         status = stack.enter_context(err.status("llm ..."))
         report = bench.run(asked, serving.url, serving.about, lambda what: status.update(f"{what} ..."))
     show(report, bench.COLUMNS, json_file, plot)
