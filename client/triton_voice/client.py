@@ -266,6 +266,7 @@ class TritonVoice:
             "inputs": [_bytes_input("TEXT", text)],
             "parameters": {name: value for name, value in chosen.items() if value is not None},
         }
+        last = False
         stream = stream_infer(self.client, request, self._patience(answer_timeout_s))
         async with contextlib.aclosing(stream) as results:
             async for result in results:
@@ -273,6 +274,9 @@ class TritonVoice:
                 words = tuple(Word(**word) for word in json.loads(_text(result, "WORDS")))
                 if len(audio) or words:
                     yield SpeechChunk(audio, words=words)
+                last = _is_last(result)
+        if not last:
+            raise ServerGone("the server ended the stream before the last of the speech")
 
     async def chat(
         self,

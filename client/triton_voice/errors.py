@@ -78,10 +78,12 @@ def from_triton(error: InferenceServerException | grpc.RpcError) -> TritonVoiceE
     if not status and (found := _NAMED_STATUS.match(message)):
         status, message = found.groups()
     lower = message.lower()
-    if "must specify the start flag" in lower or (status == "NOT_FOUND" and "start" in lower):
-        return SequenceLost(message)
     if "unknown model" in lower and lower.endswith("is not found"):
         return UnknownModel(message)
+    if (
+        "must specify the start flag" in lower or status == "NOT_FOUND"
+    ):  # Triton's sentence, and the recogniser's status
+        return SequenceLost(message)
     if "unknown model" in lower or "is not ready" in lower or "is not healthy" in lower or "no version" in lower:
         return ModelNotReady(message)
     if status == "UNAVAILABLE" or not status:

@@ -3,7 +3,17 @@
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from triton_voice import InvalidInput, ModelNotReady, SequenceLost, ServerFault, ServerFull, ServerGone, UnknownModel
+from triton_voice import (
+    InvalidInput,
+    ModelNotReady,
+    SequenceLost,
+    ServerFault,
+    ServerFull,
+    ServerGone,
+    TritonVoice,
+    UnknownModel,
+    client,
+)
 from triton_voice.errors import from_triton
 
 
@@ -18,6 +28,7 @@ from triton_voice.errors import from_triton
         ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", ServerGone),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", ServerGone),
         ("StatusCode.INVALID_ARGUMENT", "sequence 7 must specify the START flag on the first request", SequenceLost),
+        ("StatusCode.NOT_FOUND", "sequence 7 was silent for too long", SequenceLost),
         ("StatusCode.INTERNAL", "the engine died", ServerFault),
         (None, "UNAVAILABLE: all 8 voices speak", ServerFull),
     ],
@@ -26,3 +37,17 @@ def test_a_servers_error_becomes(status, message, kind):
     error = from_triton(InferenceServerException(message, status))
     assert type(error) is kind
     assert str(error) in message
+
+
+@pytest.mark.parametrize("call", ["speak", "generate"])
+async def test_an_answer_that_breaks_off_without_a_word_is_no_answer(call, monkeypatch):
+    """A proxy may end a stream in order, though the server has not said that it is done."""
+
+    async def ends_at_once(client, request, answer_timeout_s):
+        return
+        yield
+
+    monkeypatch.setattr(client, "stream_infer", ends_at_once)
+    async with TritonVoice("127.0.0.1:9") as voice:
+        with pytest.raises(ServerGone, match="before the last"):
+            [piece async for piece in getattr(voice, call)("Hello.")]
