@@ -7,10 +7,11 @@ import contextlib
 import json
 import sys
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as grpc_aio
-from tritonclient.grpc import InferInput
+from tritonclient.grpc import InferInput, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from support import pieces, speechlike
@@ -132,6 +133,37 @@ async def test_bad_parameters_fail_that_request_alone(voice, parameters, words):
     assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert all(word in str(error.value) for word in words)
     assert (await good)[-1].is_final
+
+
+async def test_names_that_begin_as_tritons_own_are_refused_by_triton(server):
+    """So the model need not know which of them there are. In plain gRPC: the client would not send them."""
+    asked = service_pb2.ModelInferRequest(model_name="parakeet", raw_input_contents=[bytes(6)])
+    asked.inputs.add(name="AUDIO", datatype="INT16", shape=[1, 3])
+    asked.parameters["sequence_id"].int64_param = 5
+    asked.parameters["sequence_start"].bool_param = asked.parameters["sequence_end"].bool_param = True
+    asked.parameters["triton_latency_ms"].int64_param = 160
+    async with grpc.aio.insecure_channel(server.grpc) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="reserved for Triton"):
+            await service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(asked)
+
+
+async def test_a_start_on_a_live_sequence_begins_anew(voice):
+    first, second = speechlike(1.2, seed=11), speechlike(1.3, seed=12)
+    await voice.client.infer(**request(first, "again", start=True))
+    result = await voice.client.infer(**request(second, "again", start=True, end=True))
+    assert result.as_numpy("TRANSCRIPT").reshape(-1)[0].decode() == (await transcribe(voice, second))[-1].text
+
+
+@pytest.mark.parametrize("parameters", [{"latencyms": 160}, {"latency_ms": 100}])
+async def test_a_refused_start_on_a_live_sequence_ends_it(voice, parameters):
+    """Triton takes what follows for the new sequence's: it must not join the old one."""
+    await voice.client.infer(**request(speechlike(0.5), "refused", start=True))
+    with pytest.raises(InferenceServerException):
+        await voice.client.infer(**request(speechlike(0.5), "refused", start=True, **parameters))
+    with pytest.raises(InferenceServerException) as error:
+        await voice.client.infer(**request(speechlike(0.5), "refused"))
+    assert error.value.status() == "StatusCode.NOT_FOUND"
+    await voice.client.infer(**request(np.zeros(0, np.int16), "refused", start=True, end=True))
 
 
 async def test_wrong_dtype_is_refused(voice):

@@ -6,6 +6,8 @@ import asyncio
 
 import numpy as np
 import pytest
+from test_parakeet import request
+from tritonclient.utils import InferenceServerException
 
 from support import speechlike
 from triton_voice import InvalidInput, SequenceLost, ServerFull, TritonVoice
@@ -55,6 +57,23 @@ async def test_a_stream_that_never_ends_is_stopped_and_what_it_said_can_still_be
         assert (await stream.end()).is_final
 
 
+async def test_an_end_that_is_refused_gives_its_slot_back(small):
+    """Triton has ended the sequence: nobody can send another END."""
+    async with TritonVoice(small.grpc_url) as voice:
+        for sequence, audio, parameters in (
+            ("parameters", speechlike(0.3), {"latencyms": 160}),
+            ("latency", speechlike(0.3), {"latency_ms": 160}),
+            ("audio", speechlike(1.1 * MAX_STREAM_S), {}),
+        ):
+            await voice.client.infer(**request(speechlike(0.3), sequence, start=True))
+            with pytest.raises(InferenceServerException) as error:
+                await voice.client.infer(**request(audio, sequence, end=True, **parameters))
+            assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+        async with voice.open_stream(start_timeout_s=0.1) as first, voice.open_stream(start_timeout_s=0.1) as second:
+            assert (await first.end(speechlike(0.3))).is_final
+            assert (await second.end(speechlike(0.3))).is_final
+
+
 async def test_lost_callers_never_exhaust_the_slots(small):
     async with TritonVoice(small.grpc_url) as voice:
         silent = [voice.open_stream() for _ in range(2)]
@@ -71,6 +90,8 @@ async def test_lost_callers_never_exhaust_the_slots(small):
     ("variable", "value", "words"),
     [
         ("PARAKEET_MAX_STREAMS", "many", ["PARAKEET_MAX_STREAMS", "'many'"]),
+        ("PARAKEET_PRECISION", "fp16", ["PARAKEET_PRECISION is 'fp16'", "float32, bfloat16"]),
+        ("PARAKEET_START_TIMEOUT_S", "soon", ["PARAKEET_START_TIMEOUT_S is 'soon'", "a number"]),
         ("PARAKEET_CHECKPOINT", "/nowhere/model.nemo", ["/nowhere/model.nemo"]),
     ],
 )

@@ -61,15 +61,25 @@ class Recogniser:
         assert all(isinstance(r, Transcript) for r in results), results
         return results
 
-    def offline(self, audio: np.ndarray, latency_ms: int) -> str:
-        """NeMo's transcript of the whole file with the same attention context."""
-        model, mode = self.engine.checkpoint.model, self.engine.checkpoint.lookaheads[latency_ms]
+    def context(self, latency_ms: int) -> tuple[int, int]:
+        """Encoder frames of left and right context."""
+        mode = self.engine.checkpoint.lookaheads[latency_ms]
+        return mode.left, mode.right
+
+    def encoded(self, audio: np.ndarray, left: int, right: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What NeMo's encoder makes of the whole file, (1, width, frames), and how many frames that are."""
+        model = self.engine.checkpoint.model
         signal = torch.from_numpy(audio.astype(np.float32) / 32768)[None]
         with torch.inference_mode():
-            model.encoder.att_context_size = [mode.left, mode.right]
+            model.encoder.att_context_size = [left, right]
             features, length = model.preprocessor(input_signal=signal, length=torch.tensor([len(audio)]))
-            encoded, length = model.encoder(audio_signal=features, length=length)
-            return model.decoding.rnnt_decoder_predictions_tensor(encoded, length, return_hypotheses=True)[0].text
+            return model.encoder(audio_signal=features, length=length)
+
+    def offline(self, audio: np.ndarray, latency_ms: int) -> str:
+        """NeMo's transcript of the whole file with the same attention context."""
+        decode = self.engine.checkpoint.model.decoding.rnnt_decoder_predictions_tensor
+        with torch.inference_mode():
+            return decode(*self.encoded(audio, *self.context(latency_ms)), return_hypotheses=True)[0].text
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +96,23 @@ def test_streaming_equals_offline(recogniser, latency_ms, samples):
     expected = recogniser.offline(audio, latency_ms)
     for sizes in ([len(audio)], [2560], [1, 4001, 77, 900]):
         assert recogniser.stream(audio, sizes, latency_ms)[-1].text == expected
+
+
+@pytest.mark.parametrize("latency_ms", LATENCIES)
+@pytest.mark.parametrize("seconds", [12, 33])
+def test_streaming_equals_offline_beyond_the_left_context(recogniser, monkeypatch, latency_ms, seconds):
+    """Seventy encoder frames are 5.6 s. The frames too: few tokens of random weights tell what was looked back at."""
+    audio, (left, right) = speechlike(seconds, seed=seconds), recogniser.context(latency_ms)
+    decoder, chunks = recogniser.engine.runner.network._decoder, []
+    project = decoder.project
+    monkeypatch.setattr(decoder, "project", lambda frames: chunks.append(frames[0].clone()) or project(frames))
+    text = recogniser.stream(audio, [1, 40_001, 7700, 9000], latency_ms)[-1].text
+    monkeypatch.undo()
+    expected = recogniser.encoded(audio, left, right)[0][0].T
+    assert torch.allclose(torch.cat(chunks)[: len(expected)], expected, atol=1e-4)
+    assert text == recogniser.offline(audio, latency_ms)
+    for other in (left - right - 1, left + right + 1):  # one chunk less or more to look back at would be seen
+        assert not torch.allclose(recogniser.encoded(audio, other, right)[0][0].T, expected, atol=1e-3)
 
 
 def test_the_reference_depends_on_audio_and_lookahead(recogniser):
@@ -143,8 +170,8 @@ def test_finalize_begins_the_next_utterance_with_right_times(recogniser):
 
 
 def test_empty_audio_gives_an_empty_final(recogniser):
-    assert recogniser.stream(np.zeros(0, np.int16), [1], 160) == [Transcript("", (), True)]
-    assert recogniser.stream(np.zeros(100, np.int16), [100], 1120) == [Transcript("", (), True)]
+    assert recogniser.stream(np.zeros(0, np.int16), [1], 160) == [Transcript("", "[]", True)]
+    assert recogniser.stream(np.zeros(100, np.int16), [100], 1120) == [Transcript("", "[]", True)]
 
 
 def test_start_on_a_live_stream_begins_anew(recogniser):

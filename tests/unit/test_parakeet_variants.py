@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import queue
+import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from parakeet_engine import (
     SequenceLost,
     Unavailable,
 )
-from parakeet_engine.runner import OPEN, ChunkTokens, StepRunner
+from parakeet_engine.runner import OPEN, Chunk, ChunkTokens, StepRunner, _as_arrays, _GraphedStep
 from parakeet_engine.stream import Stream
 from parakeet_engine.words import WordAssembler
 from support import SAMPLE_RATE, speechlike
@@ -207,8 +210,8 @@ def test_an_abandoned_stream_gives_its_slot_back_at_once(tiny):
     engine = Engine(EngineSettings(checkpoint=str(tiny.parakeet), device="cpu", max_streams=1))
     try:
         ask(engine, "gone", speechlike(0.3), start=True).get(timeout=TIMEOUT_S)
-        engine.abandon("gone")
-        engine.abandon("never was")
+        engine.abandon("gone", time.monotonic())
+        engine.abandon("never was", time.monotonic())
         done = ask(engine, "next", speechlike(0.3), start=True, end=True, timeout_s=5).get(timeout=TIMEOUT_S)
         assert done.is_final
     finally:
@@ -265,7 +268,33 @@ def test_a_transcript_is_joined_as_the_tokenizer_joins_it(tiny, seed):
         part = tokens[begin : begin + 3]
         assembler.add(ChunkTokens(part, [begin] * len(part), [1.0] * len(part)))
         assert assembler.text() == tokenizer.ids_to_text(tokens[: begin + 3])
-    assert "".join(word.word for word in assembler.words()).replace(" ", "") == assembler.text().replace(" ", "")
+    words = json.loads(assembler.words_json())
+    assert "".join(word["word"] for word in words).replace(" ", "") == assembler.text().replace(" ", "")
+
+
+def test_rows_that_fill_a_batch_up_keep_nobody_waiting(monkeypatch):
+    """They decode what earlier callers said, and may need more iterations than those that are asked for."""
+    replayed, host = [], torch.zeros(4, 2 + 3 * 2, dtype=torch.int32)
+
+    class Graph:
+        def __init__(self, name: str, unfinished: list[int]):
+            self.name, self.unfinished = name, unfinished
+
+        def replay(self) -> None:
+            replayed.append(self.name)
+            assert len(replayed) < 9
+            host[:, 1] = torch.tensor(self.unfinished)
+
+    chunks = [Chunk(slot, np.zeros(8, np.int16), 0, 2) for slot in range(4)]
+    step = _GraphedStep.__new__(_GraphedStep)  # there are no graphs without a GPU
+    step._padding, step._host = _as_arrays(chunks), host
+    step._staged = tuple(torch.from_numpy(part) for part in _as_arrays(chunks))
+    step._begin, step._proceed = Graph("begin", [0, 1, 1, 1]), Graph("proceed", [0, 0, 0, 1])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    assert len(step.run(chunks[:1])) == 1
+    assert replayed == ["begin"]
+    assert len(step.run(chunks[:3])) == 3
+    assert replayed == ["begin", "begin", "proceed"]
 
 
 @pytest.mark.gpu

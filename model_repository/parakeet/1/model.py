@@ -4,7 +4,6 @@ import locale
 
 locale.setlocale(locale.LC_ALL, "C.UTF-8")  # the embedded Python opens text files as ASCII otherwise
 
-import dataclasses
 import gc
 import json
 import os
@@ -39,24 +38,12 @@ PARAMETERS: dict[str, tuple[type, str]] = {
 }
 
 
-def _setting(config: dict[str, Any], name: str) -> str:
-    """A setting of config.pbtxt's `parameters`, or of the environment variable of the same name."""
-    return os.environ.get(name) or config["parameters"][name]["string_value"]
-
-
-def _engine_settings(config: dict[str, Any]) -> EngineSettings:
-    """Reads `PARAKEET_<FIELD>` for each field of the engine's settings that config.pbtxt names."""
-    readers = {"int": int, "float": float, "bool": {"true": True, "false": False}.__getitem__, "str": str}
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(EngineSettings):
-        name = f"PARAKEET_{field.name.upper()}"
-        if name in config["parameters"]:
-            text = _setting(config, name)
-            try:
-                values[field.name] = readers[str(field.type)](text)
-            except (ValueError, KeyError):
-                raise pb_utils.TritonModelException(f"{name} must be a {field.type}; it is {text!r}") from None
-    return EngineSettings(**values)
+def _settings(config: dict[str, Any]) -> EngineSettings:
+    """Reads config.pbtxt's `parameters`, or where they are set the environment variables of the same names."""
+    configured = config["parameters"].items()
+    return EngineSettings.from_texts(
+        {name: os.environ.get(name) or entry["string_value"] for name, entry in configured}
+    )
 
 
 def _error(error: AsrError) -> Any:
@@ -68,12 +55,11 @@ def _error(error: AsrError) -> Any:
 
 
 def _answer(transcript: Transcript) -> Any:
-    words = json.dumps([dataclasses.asdict(word) for word in transcript.words], ensure_ascii=False)
     return pb_utils.InferenceResponse(
         [
             pb_utils.Tensor("TRANSCRIPT", np.array([[transcript.text.encode()]], dtype=object)),
             pb_utils.Tensor("IS_FINAL", np.array([[transcript.is_final]])),
-            pb_utils.Tensor("WORDS", np.array([[words.encode()]], dtype=object)),
+            pb_utils.Tensor("WORDS", np.array([[transcript.words_json.encode()]], dtype=object)),
         ]
     )
 
@@ -84,10 +70,10 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the checkpoint and warms it up; Triton reports the model ready when this returns."""
         config = json.loads(args["model_config"])
-        self._start_timeout_s = float(_setting(config, "PARAKEET_START_TIMEOUT_S"))
         self._incidents = Incidents(args["model_name"], pb_utils.Logger.log_warn)
         try:
-            settings = _engine_settings(config)
+            settings = _settings(config)
+            self._start_timeout_s = settings.start_timeout_s
             self._metrics = Metrics(args["model_name"], settings.max_streams, self._incidents)
             self._engine = Engine(settings, self._metrics)
         except AsrError as error:
@@ -96,14 +82,13 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[None]:
         """Hands every request to the engine; each is answered through its own sender when its audio is done."""
         for request in requests:
-            sender = request.get_response_sender()
-            parameters = json.loads(request.parameters() or "{}")
-            conversation = conversation_of(parameters)
+            came, sender, conversation = time.monotonic(), request.get_response_sender(), ""
             try:
-                self._engine.submit(self._parse(request, sender, parameters, conversation))
-            except AsrError as error:
-                self._note(error, conversation)
-                sender.send(_error(error), flags=FINAL)
+                parameters = json.loads(request.parameters() or "{}")
+                conversation = conversation_of(parameters)
+                self._engine.submit(self._parse(request, came, sender, parameters, conversation))
+            except Exception as error:  # the other requests of the batch must not pay for this one
+                self._refuse(request, came, sender, conversation, error)
         return [None] * len(requests)
 
     def finalize(self) -> None:
@@ -113,20 +98,32 @@ class TritonPythonModel:
         del self._engine, self._metrics
         gc.collect()
 
+    def _refuse(self, request: Any, came: float, sender: Any, conversation: str, error: Exception) -> None:
+        if request.flags() & (START | END):  # Triton has begun or ended the sequence all the same
+            self._engine.refuse(request.correlation_id(), came)
+        refusal = error if isinstance(error, AsrError) else AsrError(f"the request cannot be read: {error!r}")
+        self._note(refusal, conversation)
+        sender.send(_error(refusal), flags=FINAL)
+
     def _note(self, error: AsrError, conversation: str) -> None:
         kinds = {InvalidRequest: "invalid", SequenceLost: "lost", Unavailable: "refused"}
         self._incidents.note(kinds.get(type(error), "failed"), conversation, str(error))
 
-    def _parse(self, request: Any, sender: Any, given: dict[str, Any], conversation: str) -> AudioRequest:
-        stream, came = request.correlation_id(), time.monotonic()
+    def _parse(self, request: Any, came: float, sender: Any, given: dict[str, Any], conversation: str) -> AudioRequest:
+        stream = request.correlation_id()
 
         def respond(result: Transcript | AsrError) -> None:
-            # A cancelled request is the only sign of a caller that went away: Triton does not end its sequence.
-            if time.monotonic() - came > CANCEL_CHECK_S and sender.is_cancelled():
-                self._engine.abandon(stream)
+            try:
+                # A cancelled request is the only sign of a caller that went away: Triton does not end its sequence.
+                if time.monotonic() - came > CANCEL_CHECK_S and sender.is_cancelled():
+                    self._engine.abandon(stream, came)
+                answer = _error(result) if isinstance(result, AsrError) else _answer(result)
+            except Exception as error:  # its caller waits for an answer
+                result = AsrError(f"the answer could not be made: {error!r}")
+                answer = _error(result)
             if isinstance(result, AsrError):
                 self._note(result, conversation)
-            sender.send(_error(result) if isinstance(result, AsrError) else _answer(result), flags=FINAL)
+            sender.send(answer, flags=FINAL)
 
         parameters = {name: value for name, value in given.items() if not name.startswith("triton_")}
         for name, value in parameters.items():
@@ -147,5 +144,6 @@ class TritonPythonModel:
             timeout_s=timeout_s,
             is_cancelled=sender.is_cancelled,
             conversation=conversation,
+            submitted=came,
             **parameters,
         )

@@ -6,10 +6,18 @@ Device side: `StepRunner` turns one batch of chunks, each of another caller, int
 """
 
 from parakeet_engine.checkpoint import Checkpoint, Lookahead
-from parakeet_engine.engine import Engine, EngineSettings
-from parakeet_engine.errors import AsrError, CheckpointError, InvalidRequest, SequenceLost, Unavailable
+from parakeet_engine.engine import Engine
+from parakeet_engine.errors import (
+    AsrError,
+    CheckpointError,
+    InvalidRequest,
+    SequenceLost,
+    SettingsError,
+    Unavailable,
+)
 from parakeet_engine.observer import Observer
 from parakeet_engine.requests import AudioRequest, Transcript, Word
+from parakeet_engine.settings import EngineSettings
 
 __all__ = [
     "AsrError",
@@ -22,6 +30,7 @@ __all__ = [
     "Lookahead",
     "Observer",
     "SequenceLost",
+    "SettingsError",
     "Transcript",
     "Unavailable",
     "Word",

@@ -77,12 +77,17 @@ class Delivery:
 
     def _answer(self, key: Hashable, request: AudioRequest, next_utterance_s: float) -> None:
         assembler = self._assembler(key)
-        words, text = assembler.words(), assembler.text()
+        result: Transcript | AsrError
+        try:
+            result = Transcript(assembler.text(), assembler.words_json(), request.closes_utterance)
+        except Exception as error:  # its caller waits for an answer
+            _log.exception("an answer could not be made")
+            result = AsrError(f"the answer could not be made inside the server: {error!r}")
         if request.closes_utterance:
             assembler.begin(next_utterance_s)
         if request.end:
             self._forget(key)
-        request.respond(Transcript(text, words, request.closes_utterance))
+        request.respond(result)
         self._observer.answered(
             audio_s=len(request.audio) / SAMPLE_RATE,
             queued_s=request.taken - request.submitted,

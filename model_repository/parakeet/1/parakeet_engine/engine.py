@@ -19,6 +19,7 @@ from parakeet_engine.errors import AsrError, InvalidRequest, SequenceLost, Unava
 from parakeet_engine.observer import Observer
 from parakeet_engine.requests import SAMPLE_RATE, AudioRequest
 from parakeet_engine.runner import Chunk, StepRunner
+from parakeet_engine.settings import EngineSettings
 from parakeet_engine.stream import Stream
 
 _log = logging.getLogger(__name__)
@@ -29,45 +30,16 @@ CANCEL_CHECK_S = 1.0
 """How often a request that takes long is asked whether it was cancelled: a question costs a round trip in Triton."""
 
 
-@dataclass(frozen=True)
-class EngineSettings:
-    """Limits and choices.
+@dataclass(frozen=True, slots=True)
+class _Leave:
+    """A stream that is over without an END: its caller is gone, or (`refused`) its START or END was refused.
 
-    Attributes:
-        checkpoint: Path or hub name.
-        device: `auto`, `cpu` or `cuda`.
-        precision: `float32` or `bfloat16`.
-        max_streams: Streams that can be live at once.
-        max_batch: Chunks per step.
-        cuda_graphs: Whether steps are captured as CUDA graphs (on CUDA).
-        default_latency_ms: Latency of a stream that asks for none (or the nearest offered).
-        language: Default language, and the only one of a checkpoint that is not prompt-conditioned.
-        idle_s: A stream without requests for this long is dropped.
-        max_request_s: Longest audio of one request, seconds.
-        max_backlog_s: Most audio of one stream that may wait, seconds.
-        max_stream_s: Most audio of one stream from START to END, seconds.
+    `submitted` is when the request came that tells so: a stream that was begun since is another one.
     """
 
-    checkpoint: str
-    device: str = "auto"
-    precision: str = "float32"
-    max_streams: int = 64
-    max_batch: int = 64
-    cuda_graphs: bool = True
-    default_latency_ms: int = 160
-    language: str = "en"
-    idle_s: float = 60.0
-    max_request_s: float = 600.0
-    max_backlog_s: float = 900.0
-    max_stream_s: float = 14400.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Abandon:
-    """A stream whose caller is gone."""
-
     stream: Hashable
-    noticed: float
+    submitted: float
+    refused: bool
 
 
 class Engine:
@@ -115,7 +87,7 @@ class Engine:
         self._streams: dict[Hashable, Stream] = {}
         self._waiting: deque[Stream] = deque()
         self._busy: dict[Hashable, Stream] = {}  # streams with pending requests and a slot, oldest first
-        self._inbox: queue.SimpleQueue[AudioRequest | _Abandon | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[AudioRequest | _Leave | None] = queue.SimpleQueue()
         self._closed = False
         self.runner.warm_up()
         self._thread = threading.Thread(target=self._run, name="parakeet-engine", daemon=True)
@@ -130,18 +102,37 @@ class Engine:
         """Hands in a request; `request.respond` is called once, later, from another thread.
 
         Raises:
-            InvalidRequest: The request can never be served; `respond` is not called.
+            InvalidRequest: The request can never be served; `respond` is not called. A START or END that is refused
+                ends the stream of its id, as it does for Triton.
             Unavailable: The engine is closed; `respond` is not called.
         """
         if self._closed:
             raise Unavailable("the server is shutting down")
-        self._validate(request)
-        request.submitted = time.monotonic()
+        try:
+            self._validate(request)
+        except InvalidRequest:
+            if request.start or request.end:
+                self.refuse(request.stream, request.submitted)
+            raise
         self._inbox.put(request)
 
-    def abandon(self, stream: Hashable) -> None:
-        """Drops a stream whose caller went away, unless it was begun again since; an unknown one is no error."""
-        self._inbox.put(_Abandon(stream, time.monotonic()))
+    def abandon(self, stream: Hashable, submitted: float) -> None:
+        """Drops a stream whose caller went away; an unknown one is no error.
+
+        Args:
+            stream: Its id.
+            submitted: When the request came that the caller cancelled; a stream that was begun later stays.
+        """
+        self._inbox.put(_Leave(stream, submitted, refused=False))
+
+    def refuse(self, stream: Hashable, submitted: float) -> None:
+        """Drops the stream of an id whose START or END was refused; an unknown one is no error.
+
+        Args:
+            stream: Its id.
+            submitted: When that request came; a stream that was begun later stays.
+        """
+        self._inbox.put(_Leave(stream, submitted, refused=True))
 
     def close(self) -> None:
         """Answers what is complete, fails the rest, and stops the threads."""
@@ -201,8 +192,11 @@ class Engine:
                     return False
                 if isinstance(item, AudioRequest):
                     self._admit(item)
-                elif (stream := self._streams.get(item.stream)) is not None and stream.started <= item.noticed:
-                    self._abandon(stream)
+                elif (stream := self._streams.get(item.stream)) is not None and stream.started <= item.submitted:
+                    if item.refused:
+                        self._drop(stream, self._refused(stream))
+                    else:
+                        self._abandon(stream)
                 item = self._inbox.get_nowait()
         except queue.Empty:
             return True
@@ -239,21 +233,27 @@ class Engine:
             self._delivery.fail(request, SequenceLost(f"sequence {key} is not live; begin again with START"))
             return
         stream.last_request = request.submitted
-        if stream.samples + len(request.audio) > self.settings.max_stream_s * SAMPLE_RATE:
-            # The stream itself stays until its caller ends it: the text so far can still be had.
-            limit = f"a sequence may carry at most {self.settings.max_stream_s / 60:g} minutes of audio"
-            self._delivery.fail(request, InvalidRequest(f"{limit}; end this one and begin another"))
-            return
-        if stream.queued_samples + len(request.audio) > self.settings.max_backlog_s * SAMPLE_RATE:
-            behind = stream.queued_samples / SAMPLE_RATE
-            self._delivery.run(self._observer.refused)
-            self._delivery.fail(request, Unavailable(f"sequence {key} is {behind:.0f} s of audio behind; send slower"))
+        if (refusal := self._too_much(stream, request)) is not None:
+            if request.start or request.end:
+                self._drop(stream, self._refused(stream))
+            self._delivery.fail(request, refusal)
             return
         stream.pending.append(request)
         stream.queued_samples += len(request.audio)
         stream.samples += len(request.audio)
         if stream.slot is not None:
             self._busy[key] = stream
+
+    def _too_much(self, stream: Stream, request: AudioRequest) -> AsrError | None:
+        """Says why a stream cannot take a request's audio, if so. It stays until its END: its text can still be had."""
+        if stream.samples + len(request.audio) > self.settings.max_stream_s * SAMPLE_RATE:
+            limit = f"a sequence may carry at most {self.settings.max_stream_s / 60:g} minutes of audio"
+            return InvalidRequest(f"{limit}; end this one and begin another")
+        if stream.queued_samples + len(request.audio) > self.settings.max_backlog_s * SAMPLE_RATE:
+            behind = stream.queued_samples / SAMPLE_RATE
+            self._delivery.run(self._observer.refused)
+            return Unavailable(f"sequence {stream.key} is {behind:.0f} s of audio behind; send slower")
+        return None
 
     def _expire(self) -> None:
         """Fails starts that waited too long, and drops streams that went silent: Triton never tells of those."""
@@ -283,6 +283,10 @@ class Engine:
     def _abandon(self, stream: Stream) -> None:
         self._tell_evicted(stream)
         self._drop(stream, SequenceLost(f"sequence {stream.key} was abandoned by its caller"))
+
+    @staticmethod
+    def _refused(stream: Stream) -> SequenceLost:
+        return SequenceLost(f"sequence {stream.key} is over: its START or END was refused")
 
     def _collect(self) -> dict[Lookahead, list[tuple[Stream, Chunk]]]:
         """Answers every request that is done and returns the next chunk of each stream that has one, by mode."""

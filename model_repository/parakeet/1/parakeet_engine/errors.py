@@ -9,6 +9,10 @@ class CheckpointError(AsrError):
     """The checkpoint cannot be found, or is not one that this engine can stream."""
 
 
+class SettingsError(AsrError):
+    """A setting has a value that it cannot have: the message says which it can."""
+
+
 class InvalidRequest(AsrError):
     """A request that no retry will help: the message says what is allowed."""
 

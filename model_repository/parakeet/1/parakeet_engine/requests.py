@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -37,13 +39,18 @@ class Transcript:
 
     Attributes:
         text: Its words, joined as the checkpoint's tokenizer joins them.
-        words: Its words.
+        words_json: Its words as a JSON list, as clients get them: they are not written anew for every answer.
         is_final: Whether the utterance is closed; the next answer begins another one.
     """
 
     text: str
-    words: tuple[Word, ...]
+    words_json: str
     is_final: bool
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """Its words, read from the JSON."""
+        return tuple(Word(**word) for word in json.loads(self.words_json))
 
 
 @dataclass(slots=True)
@@ -62,7 +69,7 @@ class AudioRequest:
         timeout_s: How long `start` may wait for a free slot, seconds.
         is_cancelled: Whether its caller is gone; asked now and then, on the engine's thread, while it is worked off.
         conversation: Whose it is, for whoever reads the logs; only on `start`.
-        submitted: Set by the engine: when it came, on its clock.
+        submitted: When it came, on the engine's clock (`time.monotonic`).
         taken: Set by the engine: when its audio was first looked at.
     """
 
@@ -77,7 +84,7 @@ class AudioRequest:
     timeout_s: float = 0.0
     is_cancelled: Callable[[], bool] = field(default=lambda: False, compare=False)
     conversation: str = ""
-    submitted: float = field(default=0.0, compare=False)
+    submitted: float = field(default_factory=time.monotonic, compare=False)
     taken: float = field(default=0.0, compare=False)
 
     @property

@@ -167,7 +167,7 @@ class StepRunner:
         """
         graphed = self._graphs.get((lookahead, self._bucket(len(chunks))))
         packed = self._run_eagerly(lookahead, chunks) if graphed is None else graphed.run(chunks)
-        return [self._unpack(row, chunk) for row, chunk in zip(packed, chunks, strict=False)]
+        return [self._unpack(row, chunk) for row, chunk in zip(packed, chunks, strict=True)]
 
     def _bucket(self, batch: int) -> int:
         return next((size for size in self.bucket_sizes if size >= batch), batch)
@@ -240,14 +240,14 @@ class _GraphedStep:
             self._host.copy_(work.packed(), non_blocking=True)
 
     def run(self, chunks: Sequence[Chunk]) -> npt.NDArray[np.int32]:
-        """Runs a batch of at most the size; returns the packed result."""
+        """Runs a batch of at most the size; returns the packed result of its rows."""
         count = len(chunks)
         audio, numbers = _as_arrays(chunks)
         staged_audio, staged_numbers = (staged.numpy() for staged in self._staged)
         staged_audio[:count] = audio  # what is heard in the scratch slot does not matter
         staged_numbers[:, :count] = numbers
         staged_numbers[:, count:] = self._padding[1][:, count:]
-        packed = self._host.numpy()
+        packed = self._host.numpy()[:count]  # what the rest makes of old audio, nobody waits for
         self._begin.replay()
         while True:
             torch.cuda.current_stream().synchronize()

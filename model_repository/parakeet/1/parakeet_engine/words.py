@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from parakeet_engine.checkpoint import FRAME_MS
 from parakeet_engine.requests import Word
@@ -15,6 +17,9 @@ FRAME_S = FRAME_MS / 1000
 
 class WordAssembler:
     """Collects one utterance's tokens into words. Only the last word can still change.
+
+    The others are kept as they are sent, as text and as JSON, so that an answer late in a long utterance costs what one
+    at its beginning does.
 
     Args:
         pieces: Piece of each token id.
@@ -33,8 +38,8 @@ class WordAssembler:
             utterance_start_s: Seconds from the sequence's start, added to every time.
         """
         self._offset = utterance_start_s
-        self._words: list[Word] = []
-        self._texts: list[str] = []
+        self._text = ""  # of the words that are closed, as all that is sent
+        self._words_json = ""
         self._tokens: list[int] = []
         self._frames: list[int] = []
         self._probabilities: list[float] = []
@@ -48,14 +53,23 @@ class WordAssembler:
             self._frames.append(frame)
             self._probabilities.append(probability)
 
-    def words(self) -> tuple[Word, ...]:
-        """Returns the utterance's words so far."""
-        last = self._last_word()
-        return (*self._words, last) if last else tuple(self._words)
+    def words_json(self) -> str:
+        """Returns the utterance's words so far, as a JSON list."""
+        return f"[{self._with_last_word()}]"
 
     def text(self) -> str:
         """Returns the utterance's text so far, as the tokenizer writes it: two spaces beside an unknown symbol."""
-        return " ".join([*self._texts, self._decode(self._tokens)] if self._tokens else self._texts)
+        return self._with_last_text() if self._tokens else self._text
+
+    def _with_last_text(self) -> str:
+        text = self._decode(self._tokens)
+        return f"{self._text} {text}" if self._text else text  # a bare word mark is a space, except at the beginning
+
+    def _with_last_word(self) -> str:
+        if (word := self._last_word()) is None:
+            return self._words_json
+        said = json.dumps(asdict(word), ensure_ascii=False)
+        return f"{self._words_json}, {said}" if self._words_json else said
 
     def _last_word(self) -> Word | None:
         if not self._tokens:
@@ -71,9 +85,6 @@ class WordAssembler:
         )
 
     def _close_word(self) -> None:
-        if word := self._last_word():
-            self._words.append(word)
-        text = self._decode(self._tokens) if self._tokens else ""
-        if text or self._texts:  # a bare word mark is a space, except at the beginning
-            self._texts.append(text)
+        if self._tokens:
+            self._text, self._words_json = self._with_last_text(), self._with_last_word()
         self._tokens, self._frames, self._probabilities = [], [], []
