@@ -61,15 +61,14 @@ class Work(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def products_of_a_step(engine, monkeypatch):
-    """Has an engine note the matrix products of each of its steps."""
+def work_of_a_step(engine, monkeypatch, products=("",)):
+    """Has an engine note the operations of each of its steps, or those with certain names."""
     steps, network = [], engine._runner._network
 
     def noting(*args):
         with Work() as work:
             result = network(*args)
-        products = ("mm", "addmm", "bmm", "attention", "convolution", "linear")
-        steps.append({own: n for own, n in work.counts.items() if any(name in own[0] for name in products)})
+        steps.append(Counter({own: n for own, n in work.counts.items() if any(name in own[0] for name in products)}))
         return result
 
     monkeypatch.setattr(engine._runner, "_network", noting)
@@ -83,7 +82,7 @@ def test_with_a_fixed_batch_a_step_is_the_same_work_in_any_company(settings, mon
     model = fresh_model(settings)
     model.inference_parameters.max_decoder_steps = STEPS
     engine = SpeechEngine(model, settings)
-    steps = products_of_a_step(engine, monkeypatch)
+    steps = work_of_a_step(engine, monkeypatch, ("mm", "addmm", "bmm", "attention", "convolution", "linear"))
     (alone, _), *_ = speak(engine, [7])
     by_itself = list(steps)
     steps.clear()
@@ -92,6 +91,28 @@ def test_with_a_fixed_batch_a_step_is_the_same_work_in_any_company(settings, mon
     assert (by_itself == steps[:STEPS]) is fixed
     if fixed:
         assert torch.equal(alone, beside)
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed batch", "as many as speak"])
+def test_a_step_costs_the_same_at_any_position(settings, monkeypatch, fixed):
+    """No step does the work of those before it again: as many operations each, and weights see the newest frame only.
+
+    What alone grows is attention, which looks back at the keys that are kept; with a fixed batch, at as many each time.
+    """
+    settings = replace(settings, fixed_batch=int(fixed))
+    model = fresh_model(settings)
+    model.inference_parameters.max_decoder_steps = 2 * STEPS
+    engine = SpeechEngine(model, settings)
+    steps = work_of_a_step(engine, monkeypatch)
+    speak(engine, [7, 8])
+    assert len(steps) == 2 * STEPS
+    names = ("aten.mm.", "aten.addmm.", "aten.linear.", "aten.convolution.", "aten.embedding.")
+    dense = [{own: n for own, n in step.items() if own[0].startswith(names)} for step in steps]
+    assert dense[0] and all(step == dense[0] for step in dense)
+    # But for views that PyTorch's attention takes or not, by how many keys there are.
+    assert len({sum(n for own, n in step.items() if "slice" not in own[0]) for step in steps}) == 1
+    if fixed:
+        assert all(step == steps[0] for step in steps)
 
 
 def test_a_slot_left_at_its_step_limit_does_not_harm_those_who_speak_on(settings):

@@ -1,9 +1,12 @@
 """Slots, queue, cancelling and errors of the engine, stepped by hand so that every test is exact."""
 
 import queue
+from concurrent.futures import Executor, Future
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from support_magpie import fresh_model
+from support_magpie import fresh_model, recorded
 
 from magpie_engine.checkpoint import restore
 from magpie_engine.engine import SpeechEngine
@@ -170,6 +173,90 @@ def test_a_text_that_breaks_the_tokenizer_fails_alone(engine, monkeypatch):
     assert engine._codec.free == 2 and engine._runner.free == 2
 
 
+class HeldText(Executor):
+    """A text thread that works when it is told to."""
+
+    def __init__(self):
+        self.held = []
+
+    def submit(self, function, /, *arguments):
+        future = Future()
+        self.held.append((future, function, arguments))
+        return future
+
+    def work(self):
+        while self.held:
+            future, function, arguments = self.held.pop(0)
+            future.set_result(function(*arguments))
+
+
+LONG = "Hello world, yes. " * 16 + "Thank you."
+
+
+def test_nobody_waits_for_the_text_of_another(model, settings):
+    """An utterance whose next sentence is not ready leaves its slot, keeps one free, and speaks on as it would."""
+    alone = SpeechEngine(model, settings)
+    uninterrupted = recorded(say(alone, LONG, max_seconds=8, seed=1)[0])
+    run(alone)
+    text = HeldText()
+    engine = SpeechEngine(model, settings, text_thread=text)
+    long, events = say(engine, LONG, max_seconds=8, seed=1, utterance="a")
+    codes = recorded(long)
+    _, next_piece = say(engine, utterance="a")
+    text.work()
+    engine.step()  # what follows the first sentence is being prepared, and takes its time
+    for _ in range(200):
+        engine.step()
+    assert long.slot == -1 and samples(events) == 1024 * long.frames > 0
+    assert engine.stats().active == 1 and not engine._runner.live
+    _, companion = say(engine)
+    with pytest.raises(QueueFullError):
+        say(engine)  # one slot is the parked one's
+    held = text.held.pop(0)
+    text.work()
+    for _ in range(100):
+        engine.step()
+    assert companion[-1].reason is FinishReason.LENGTH
+    assert not next_piece  # its turn has not come
+    text.held.append(held)
+    while not isinstance(events[-1], Finished):
+        text.work()
+        engine.step()
+    assert np.array_equal(np.concatenate([c.numpy() for c in codes], 1),
+                          np.concatenate([c.numpy() for c in uninterrupted], 1))  # fmt: skip
+    run(engine)
+    assert next_piece[-1].reason is FinishReason.LENGTH
+    assert (engine._runner.free, engine._codec.free, engine._free) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("how", ["cancel", "broken text", "nothing left", "close"])
+def test_a_parked_utterance_ends_like_any_other(model, settings, how):
+    text = HeldText()
+    engine = SpeechEngine(model, settings, text_thread=text)
+    parked, events = say(engine, LONG, max_seconds=100)
+    text.work()
+    for _ in range(200):
+        engine.step()
+    assert parked.slot == -1 and not any(isinstance(event, Finished) for event in events)
+    if how == "cancel":
+        engine.cancel(parked)
+    elif how == "close":
+        engine.close()
+    else:
+        future = text.held.pop()[0]
+        future.set_result(None) if how == "nothing left" else future.set_exception(ValueError("no text"))
+    if how != "close":
+        assert engine.wait_for_work()
+        engine.step()
+        assert (engine._runner.free, engine._codec.free, engine._free) == (2, 2, 2)
+    assert engine.stats().active == 0
+    assert sum(not isinstance(event, AudioChunk) for event in events) == 1
+    if how in ("cancel", "nothing left"):
+        assert (events[-1].reason is FinishReason.CANCELLED) is (how == "cancel")
+    else:
+        assert isinstance(events[-1], Failed)
+
+
 def test_french_is_spoken_with_its_own_tokenizer(engine):
     _, french = say(engine, "bonjour madame", language="fr", seed=1)
     _, english = say(engine, "bonjour madame", language="en", seed=1)
@@ -190,6 +277,67 @@ def test_an_error_of_a_step_reaches_every_client_once_and_the_engine_goes_on(eng
     run(engine)
     assert third[-1].reason is FinishReason.LENGTH
     assert sum(isinstance(event, Failed) for event in first) == 1
+
+
+def test_audio_that_breaks_while_a_step_is_under_way_fails_its_listener_only(engine, monkeypatch):
+    _, good = say(engine)
+    bad, events = say(engine, utterance="a")
+    engine.step()
+
+    def crash():
+        raise RuntimeError("no audio")
+
+    engine._sounding.append(([bad], [()], [False], SimpleNamespace(is_ready=lambda: True, wait=crash)))
+    engine.step()
+    assert isinstance(events[-1], Failed) and "no audio" in str(events[-1].error)
+    assert engine.stats().active == 1
+    run(engine)
+    assert good[-1].reason is FinishReason.LENGTH
+    assert sum(isinstance(event, Failed) for event in events) == engine.stats().failed == 1
+    assert [entry.pieces for entry in engine._memory._entries.values()] == [0]
+
+
+def test_an_utterance_whose_last_audio_breaks_has_failed_and_not_finished(engine):
+    bad, events = say(engine, max_seconds=0.2)
+    while bad.frames < 3:
+        engine.step()
+
+    def crash():
+        raise RuntimeError("no audio")
+
+    engine._sounding.append(([bad], [()], [False], SimpleNamespace(is_ready=lambda: False, wait=crash)))
+    run(engine)
+    assert [type(event) for event in events if not isinstance(event, AudioChunk)] == [Failed]
+    assert (engine.stats().failed, engine.stats().finished) == (1, 0)
+    assert (engine._runner.free, engine._codec.free) == (2, 2)
+
+
+@pytest.mark.parametrize("where", ["step", "admit"])
+def test_a_device_that_does_nothing_any_more_stops_the_engine_and_everybody_is_told(settings, monkeypatch, where):
+    thread = EngineThread(settings)
+    engine = thread._engine
+
+    def crash(*_, **__):
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(engine._runner, where, crash)
+    monkeypatch.setattr(engine._runner, "release", crash)
+    monkeypatch.setattr(engine._codec, "close", crash)
+    request = SpeechRequest.from_parameters("hello world", {}, thread.catalog)
+    events = [queue.SimpleQueue() for _ in range(3)]
+    with engine._changed:  # so that all three are there before the first step
+        for own in events:
+            thread.submit(request, own.put)
+    for own in events:
+        told = own.get(timeout=30)
+        assert isinstance(told, Failed) and "device-side assert" in str(told.error)
+    thread._thread.join(timeout=30)
+    assert not thread._thread.is_alive()
+    with pytest.raises(EngineStoppedError, match="has stopped: RuntimeError: device-side assert"):
+        thread.submit(request, events[0].put)
+    assert (thread.stats().active, thread.stats().queued, thread.stats().failed) == (0, 0, 3)
+    thread.stop()
+    assert all(own.empty() for own in events)
 
 
 def test_a_running_engine_speaks_and_stops(settings):

@@ -17,6 +17,8 @@ from magpie_engine.settings import EngineSettings
 FRAMES = 24
 #: Biases of the end token, which make random weights end speech at a place that depends on text and speaker.
 LIKELY_END, DRAWN_END = 1.5, 1.0
+#: Of float32, between sums in another order.
+LOGIT_TOLERANCE = 1e-4
 
 
 #: What NeMo says of a text in a voice: codes and audio.
@@ -175,6 +177,55 @@ def test_a_seed_gives_the_same_codes_in_any_company(model, settings):
         assert torch.equal(speak(SpeechEngine(model, settings), alone(line), **sampled)[0][0], codes)
     other = speak(SpeechEngine(model, settings), alone(LINES[0]), **sampled | {"seed": 8})[0][0]
     assert not torch.equal(other, company[0][0])
+
+
+def logits_of_upstream(model, line, codes, monkeypatch):
+    """What NeMo draws each code from when it has been given the codes before it: logits before the top k, by draw."""
+    from nemo.collections.tts.modules import magpietts_modules as modules
+
+    clear, draws, seen = modules.clear_forbidden_logits, codes.T.flatten().tolist(), []
+
+    def noting(logits, *args, **named):
+        cleared = clear(logits, *args, **named)
+        seen.append(cleared[0, 0].clone())
+        return cleared
+
+    def told(probabilities, count):  # instead of the dice: the codes that are to be taken
+        return torch.full((len(probabilities), count), draws[len(seen) - 1])
+
+    monkeypatch.setattr(modules, "clear_forbidden_logits", noting)
+    monkeypatch.setattr(torch, "multinomial", told)
+    model.inference_parameters.temperature = 0.7
+    said, _ = reference(model, line)
+    assert torch.equal(said, codes)  # it went along
+    return torch.stack(seen)
+
+
+@pytest.mark.parametrize("cfg_scale", [None, 1.5], ids=["usual guidance", "weak guidance"])
+def test_with_sampling_the_logits_are_those_of_infer_batch(model, settings, monkeypatch, cfg_scale):
+    """Dice differ, so upstream is led along the codes that were drawn here, and logits are compared draw by draw."""
+    line, seen = LINES[1], []
+    wishes = {"temperature": 0.7, "seed": 3} | ({} if cfg_scale is None else {"cfg_scale": cfg_scale})
+    if cfg_scale is not None:
+        model.inference_parameters.cfg_scale = cfg_scale
+    engine = SpeechEngine(model, settings)
+    restrict = engine._runner._sampler._restrict
+
+    def noting(*args):
+        seen.append(restrict(*args)[0].clone())
+        return seen[-1][None].clone()
+
+    monkeypatch.setattr(engine._runner._sampler, "_restrict", noting)
+    codes = speak(engine, alone(line), **wishes)[0][0]
+    ours = torch.stack(seen)
+    theirs = logits_of_upstream(model, line, codes, monkeypatch)
+    assert ours.shape == theirs.shape == (codes.numel(), ours.shape[1])
+    assert torch.equal(ours.isinf(), theirs.isinf())  # the same tokens are forbidden
+    finite = ours.isfinite()
+    assert (ours - theirs)[finite].abs().max() < LOGIT_TOLERANCE
+    # Negative control: one draw off, they are far apart.
+    both = finite[1:] & finite[:-1]
+    assert (ours[1:] - theirs[:-1])[both].abs().max() > 1000 * LOGIT_TOLERANCE
 
 
 def test_sampling_stays_among_the_top_k(model, settings):

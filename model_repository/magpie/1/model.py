@@ -79,16 +79,11 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Queues each request; each refused one gets its own error."""
         for request in requests:
-            parameters = json.loads(request.parameters() or "{}")
-            job = Job(request.get_response_sender(), conversation_of(parameters))
+            job = Job(request.get_response_sender())
             try:
-                self._accept(request, parameters, job)
-            except InvalidRequestError as error:
-                self._refuse(job, error, pb_utils.TritonError.INVALID_ARG)
-            except (QueueFullError, EngineStoppedError) as error:
-                self._refuse(job, error, pb_utils.TritonError.UNAVAILABLE)
+                self._accept(request, job)
             except Exception as error:  # the other requests of the batch must not pay for this one
-                self._refuse(job, error, pb_utils.TritonError.INTERNAL)
+                self._refuse(job, error)
 
     def finalize(self) -> None:
         """Ends both threads. Triton calls this when no response is outstanding any more."""
@@ -97,7 +92,9 @@ class TritonPythonModel:
         self._outbox.put(None)
         self._thread.join()
 
-    def _accept(self, request: Any, parameters: dict[str, Any], job: Job) -> None:
+    def _accept(self, request: Any, job: Job) -> None:
+        parameters = json.loads(request.parameters() or "{}")
+        job.conversation = conversation_of(parameters)
         text = parse_text(pb_utils.get_input_tensor_by_name(request, "TEXT"))
         own = {name: value for name, value in parameters.items() if not name.startswith(TRITON_PREFIX)}
         speech = SpeechRequest.from_parameters(text, own, self._engine.catalog)
@@ -105,17 +102,20 @@ class TritonPythonModel:
             self._open[id(job)] = job
         try:
             job.utterance = self._engine.submit(speech, lambda event: self._outbox.put((job, event)))
-        except MagpieError:
+        except BaseException:
             self._forget(job)
             raise
 
-    def _refuse(self, job: Job, error: Exception, code: int) -> None:
+    def _refuse(self, job: Job, error: Exception) -> None:
+        name, kind, code = "INTERNAL", "failed", pb_utils.TritonError.INTERNAL
+        if isinstance(error, InvalidRequestError):
+            name, kind, code = "INVALID_ARGUMENT", "invalid", pb_utils.TritonError.INVALID_ARG
+        elif isinstance(error, QueueFullError | EngineStoppedError):
+            name, kind, code = "UNAVAILABLE", "refused", pb_utils.TritonError.UNAVAILABLE
+        self._incidents.note(kind, job.conversation, str(error))
         # An error on a gRPC stream has no status code, so the sentence begins with its name.
-        names = {pb_utils.TritonError.INVALID_ARG: "INVALID_ARGUMENT", pb_utils.TritonError.UNAVAILABLE: "UNAVAILABLE"}
-        text = f"{names.get(code, 'INTERNAL')}: {error}"
-        kinds = {pb_utils.TritonError.INVALID_ARG: "invalid", pb_utils.TritonError.UNAVAILABLE: "refused"}
-        self._incidents.note(kinds.get(code, "failed"), job.conversation, str(error))
-        job.sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code)), flags=FINAL)
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{name}: {error}", code))
+        job.sender.send(response, flags=FINAL)
 
     def _forget(self, job: Job) -> None:
         with self._lock:
@@ -153,10 +153,7 @@ class TritonPythonModel:
             return
         self._forget(job)
         if isinstance(event, Failed):
-            stopped = isinstance(event.error, EngineStoppedError)
-            invalid = isinstance(event.error, InvalidRequestError)
-            code = pb_utils.TritonError.UNAVAILABLE if stopped else pb_utils.TritonError.INTERNAL
-            self._refuse(job, event.error, pb_utils.TritonError.INVALID_ARG if invalid else code)
+            self._refuse(job, event.error)
         else:
             job.sender.send(respond(np.zeros(0, dtype=np.int16), event.words), flags=FINAL)
 
@@ -164,8 +161,12 @@ class TritonPythonModel:
         with self._lock:
             jobs = list(self._open.values())
         for job in jobs:
-            if job.sender.is_cancelled():
-                self._cancel(job)
+            try:
+                if job.sender.is_cancelled():
+                    self._cancel(job)
+            except Exception as error:  # the thread must not end with one client's broken connection
+                pb_utils.Logger.log_warn(f"magpie: a client could not be asked whether it is there: {error}")
+                self._forget(job)
 
     def _cancel(self, job: Job) -> None:
         if (utterance := job.utterance) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 #: Requests that begin between two steps, at most, by device. They share a prefill, for which those who speak have to
 #: wait: on a GPU it takes about as long for many as for one.
 ADMISSIONS = {"cpu": 4, "cuda": 32}
+SHUTTING_DOWN = "the speech engine is shutting down"
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,14 @@ class SpeechEngine:
         self._sounding: deque[tuple[list[Utterance], list[tuple[Word, ...]], list[bool], PendingAudio]] = deque()
         self._memory = UtteranceMemory(settings.utterance_idle_seconds, clock)
         self._waiting: deque[Utterance] = deque()
+        #: Utterances whose clients have not been told the end.
+        self._owed: set[Utterance] = set()
+        #: Utterances between two segments, the next of which is not ready. They have left their slots, so that the
+        #: others go on, and slots are kept free for them.
+        self._parked: list[Utterance] = []
         self._changed = threading.Condition()
-        self._closed = False
+        #: Why no more requests are taken; empty while they are.
+        self._closed = ""
         self._finished = self._cancelled = self._failed = self._refused = self._frames = 0
 
     # Any thread ------------------------------------------------------------------------------------------------------
@@ -119,15 +127,15 @@ class SpeechEngine:
 
         Raises:
             QueueFullError: All slots are taken and the queue is full.
-            EngineStoppedError: The engine is closed.
+            EngineStoppedError: The engine is closed, or an error has stopped it.
         """
         utterance = Utterance(request, sink, PlayoutSchedule(self._policy), self._clock())
         with self._changed:
             if self._closed:
-                raise EngineStoppedError("the speech engine is shutting down")
+                raise EngineStoppedError(self._closed)
             if request.pronounceable:
                 # Requests that a free slot will take at the next step do not count as waiting.
-                if len(self._waiting) >= self._settings.max_queue + self._runner.free:
+                if len(self._waiting) >= self._settings.max_queue + self._free:
                     self._refused += 1
                     raise QueueFullError(
                         f"all {self._settings.max_streams} voices speak and {self._settings.max_queue} requests wait; "
@@ -137,6 +145,7 @@ class SpeechEngine:
                     utterance.request = self._memory.begin(request)
                 utterance.script = self._text_thread.submit(self._text.begin, utterance.request)
                 self._waiting.append(utterance)
+                self._owed.add(utterance)
             else:
                 self._finished += 1
         if not request.pronounceable:
@@ -155,7 +164,7 @@ class SpeechEngine:
         """Counts so far."""
         with self._changed:
             return EngineStats(
-                active=len(self._runner.live),
+                active=len(self._runner.live) + len(self._parked),
                 queued=len(self._waiting),
                 finished=self._finished,
                 cancelled=self._cancelled,
@@ -172,15 +181,21 @@ class SpeechEngine:
                     self._closed
                     or self._runner.live
                     or any(waiting.cancelled or waiting.script.done() for waiting in self._waiting)
+                    or any(parked.cancelled or _is_ready(parked) for parked in self._parked)
                 )
             )
             return not self._closed
 
-    def shut(self) -> None:
-        """Refuses requests from now on and ends `wait_for_work`."""
+    def shut(self, reason: str = SHUTTING_DOWN) -> None:
+        """Refuses requests from now on, with a reason, and ends `wait_for_work`."""
         with self._changed:
-            self._closed = True
+            self._closed = self._closed or reason
             self._changed.notify_all()
+
+    @property
+    def _free(self) -> int:
+        """Slots that waiting requests may take."""
+        return self._runner.free - len(self._parked)
 
     def _wake(self, future: Future[Any]) -> None:
         with self._changed:
@@ -197,9 +212,11 @@ class SpeechEngine:
     def step(self) -> None:
         """Lets go of cancelled utterances, admits waiting ones, decodes one step, sends what is due.
 
-        Errors of one utterance go to its sink; an error of the step goes to all live ones. Nothing is raised.
+        Errors of one utterance go to its sink; an error of the step goes to all live ones. What is raised nevertheless
+        means that the engine cannot go on: the device does not even let go of an utterance, for example.
         """
         self._drop_cancelled()
+        self._resume()
         self._admit()
         if not self._runner.live:
             return
@@ -209,34 +226,49 @@ class SpeechEngine:
             results = self._runner.step(meanwhile=self._deliver_ready)
             self._frames += sum(result.utterance.frames for result in results) - before
             for result in results:
+                result.utterance.page_over = result.over
                 if result.over and not result.utterance.is_full:
                     result.utterance.begin_all_words()
-            self._send_due([result.utterance for result in results], {r.utterance for r in results if r.over})
+            self._send_due([result.utterance for result in results])
         except Exception as error:  # whatever the device or NeMo raises, clients are told and the engine goes on
-            for utterance in list(self._runner.live):
-                self._fail(utterance, error)
+            self._fail(list(self._runner.live), error)
             return
         self._observer.stepped(len(results), self._clock() - began)
         for result in results:
-            if result.over is not None:
-                self._turn_page(result.utterance, result.over)
+            if result.utterance.error is not None:
+                self._fail([result.utterance], result.utterance.error)
+            elif result.over is not None:
+                self._turn_page(result.utterance)
 
-    def close(self) -> None:
-        """Refuses new requests and fails those that wait or speak."""
-        self.shut()
+    def close(self, error: Exception | None = None) -> None:
+        """Refuses new requests and fails those that wait or speak. It leaves the device alone, which may be broken.
+
+        Args:
+            error: Why the engine cannot go on; None if it could.
+        """
+        self.shut(SHUTTING_DOWN if error is None else f"the speech engine has stopped: {type(error).__name__}: {error}")
         with self._changed:
-            waiting = list(self._waiting)
+            owed = list(self._owed)
             self._waiting.clear()
-        for utterance in [*waiting, *self._runner.live]:
-            self._fail(utterance, EngineStoppedError("the speech engine is shutting down"))
+            self._parked.clear()
+            self._runner.live.clear()
+        with contextlib.suppress(Exception):
+            self._deliver()
+        for utterance in owed:
+            self._tell_failure(utterance, EngineStoppedError(self._closed))
 
     def _drop_cancelled(self) -> None:
         with self._changed:
             waiting = [utterance for utterance in self._waiting if utterance.cancelled]
             for utterance in waiting:
                 self._waiting.remove(utterance)
-        for utterance in [*waiting, *(live for live in self._runner.live if live.cancelled)]:
+        for utterance in [*waiting, *(own for own in (*self._runner.live, *self._parked) if own.cancelled)]:
             self._finish(utterance, FinishReason.CANCELLED)
+
+    def _resume(self) -> None:
+        """Goes on with the parked utterances whose next segment is ready."""
+        for utterance in [parked for parked in self._parked if _is_ready(parked)]:
+            self._turn_page(utterance)
 
     def _admit(self) -> None:
         """Begins waiting utterances, as many together as may: they share a prefill."""
@@ -253,17 +285,16 @@ class SpeechEngine:
                 self._begin(utterance)
                 beginning.append((utterance, segment))
             except Exception as error:  # a text that breaks a tokenizer is that client's problem only
-                self._fail(utterance, error)
+                self._fail([utterance], error)
         if not beginning:
             return
         try:
             self._runner.admit(beginning)
         except Exception as error:
-            for utterance, _ in beginning:
-                self._fail(utterance, error)
+            self._fail([utterance for utterance, _ in beginning], error)
             return
-        for utterance, _ in beginning:
-            self._prepare_next(utterance)
+        for utterance, segment in beginning:
+            self._prepare_next(utterance, segment)
 
     def _next_waiting(self, beginning: Sequence[Utterance]) -> Utterance | None:
         """Takes the next request that can begin: its text is ready, and the piece before it has been spoken.
@@ -272,7 +303,7 @@ class SpeechEngine:
             beginning: Utterances that take free slots at the same time.
         """
         with self._changed:
-            busy = {own.request.utterance for own in (*self._runner.live, *beginning)}
+            busy = {own.request.utterance for own in (*self._runner.live, *self._parked, *beginning)}
             ready = []
             for utterance in self._waiting:
                 piece_of = utterance.request.utterance
@@ -283,7 +314,7 @@ class SpeechEngine:
             ready.sort(key=lambda utterance: self._memory.recall(utterance.request) is None)
             for utterance in ready:
                 failed = utterance.script.exception() is not None
-                if self._runner.free > len(beginning) or failed or utterance.script.result().first is None:
+                if self._free > len(beginning) or failed or utterance.script.result().first is None:
                     self._waiting.remove(utterance)
                     return utterance
         return None
@@ -299,34 +330,52 @@ class SpeechEngine:
             utterance.noise.manual_seed(seed)
         utterance.row = self._codec.open(None if before is None else before.codec)
 
-    def _prepare_next(self, utterance: Utterance) -> None:
-        """Has the text thread tokenize the sentence after the one that is being spoken."""
-        rest = utterance.script.result().rest
+    def _prepare_next(self, utterance: Utterance, segment: Segment) -> None:
+        """Has the text thread prepare what follows a segment that has just begun."""
         utterance.next_segment = None
-        if rest:
-            sentence = rest.popleft()
-            utterance.next_segment = self._text_thread.submit(self._text.encode, sentence, utterance.request)
+        if not segment.is_last:
+            script = utterance.script.result()
+            utterance.next_segment = self._text_thread.submit(self._text.advance, script, utterance.request)
+            utterance.next_segment.add_done_callback(self._wake)
 
-    def _turn_page(self, utterance: Utterance, reason: FinishReason) -> None:
-        """Goes on with the next segment of an utterance whose segment is over, or ends it."""
-        if utterance.is_full:
+    def _turn_page(self, utterance: Utterance) -> None:
+        """Goes on with the next segment of an utterance whose segment is over, parks it, or ends it."""
+        reason = utterance.page_over
+        assert reason is not None
+        if utterance.is_full or utterance.next_segment is None:
             self._finish(utterance, reason)
-            return
-        try:
-            while utterance.next_segment is not None:
-                segment = utterance.next_segment.result()  # ready long since, unless the sentence before was very short
-                self._prepare_next(utterance)
+        elif not _is_ready(utterance):
+            self._park(utterance)
+        else:
+            try:
+                segment = utterance.next_segment.result()
                 if segment is not None:
-                    self._runner.proceed(utterance, segment)
-                    return
-            self._finish(utterance, reason)
-        except Exception as error:
-            self._fail(utterance, error)
+                    self._proceed(utterance, segment)
+            except Exception as error:
+                self._fail([utterance], error)
+                return
+            if segment is None:
+                self._finish(utterance, reason)
 
-    def _send_due(self, utterances: Sequence[Utterance], ending: set[Utterance]) -> None:
+    def _park(self, utterance: Utterance) -> None:
+        """Takes an utterance out of its slot until its next segment is ready: nobody else waits for a long text."""
+        utterance.history = self._runner.history(utterance)
+        self._parked.append(utterance)
+        self._runner.release(utterance)
+
+    def _proceed(self, utterance: Utterance, segment: Segment) -> None:
+        self._prepare_next(utterance, segment)
+        if utterance.slot >= 0:
+            self._runner.proceed(utterance, segment)
+        else:
+            self._runner.admit([(utterance, segment)])
+            self._parked.remove(utterance)
+
+    def _send_due(self, utterances: Sequence[Utterance]) -> None:
         """Decodes and sends the pending frames of utterances whose chunk is due or whose segment ends."""
         now = self._clock()
-        due = [u for u in utterances if u.pending and u.schedule.due(u.pending, now, must=u in ending)]
+        sound = [u for u in utterances if u.pending and u.error is None]
+        due = [u for u in sound if u.schedule.due(u.pending, now, must=u.page_over is not None)]
         if not due:
             return
         is_first = [utterance.frames == utterance.pending for utterance in due]
@@ -353,8 +402,8 @@ class SpeechEngine:
         try:
             audio = pending.wait()
         except Exception as error:
-            for utterance in utterances:
-                self._fail(utterance, error)
+            for utterance in utterances:  # no one may leave now: a step may be under way
+                utterance.error = error
             return
         for utterance, own, own_words, first in zip(utterances, audio, words, is_first, strict=True):
             utterance.sink(AudioChunk(own, own_words))
@@ -362,9 +411,14 @@ class SpeechEngine:
                 self._observer.first_audio(self._clock() - utterance.submitted)
 
     def _finish(self, utterance: Utterance, reason: FinishReason) -> None:
+        self._deliver()  # what it has said comes before its end, and its row must not be given away before
+        if utterance.error is not None:
+            self._fail([utterance], utterance.error)
+            return
         cancelled = reason is FinishReason.CANCELLED
         self._leave(utterance, broken=cancelled)
         with self._changed:
+            self._owed.discard(utterance)
             if cancelled:
                 self._cancelled += 1
             else:
@@ -374,29 +428,43 @@ class SpeechEngine:
             self._observer.finished(audio_s, self._clock() - utterance.submitted)
         utterance.end(Finished(reason, utterance.take_words(self.catalog.frames_per_second, rest=True)))
 
-    def _fail(self, utterance: Utterance, error: Exception) -> None:
-        self._leave(utterance, broken=True)
+    def _fail(self, utterances: Sequence[Utterance], error: Exception) -> None:
+        """Ends utterances with an error: all are told before any leaves, for which the device may be too broken."""
+        self._deliver()
+        ending = [utterance for utterance in utterances if not utterance.is_over]
+        for utterance in ending:
+            self._tell_failure(utterance, error)
+        for utterance in ending:
+            self._leave(utterance, broken=True)
+
+    def _tell_failure(self, utterance: Utterance, error: Exception) -> None:
         with self._changed:
+            self._owed.discard(utterance)
             self._failed += 1
         if not isinstance(error, MagpieError):
             error = MagpieError(f"speech failed: {type(error).__name__}: {error}")
         utterance.end(Failed(error))
 
     def _leave(self, utterance: Utterance, *, broken: bool) -> None:
-        self._deliver()  # what it has said comes before its end, and its row must not be given away before
         continuation = None
-        spoke = utterance.slot >= 0
-        text = self._runner.history(utterance) if spoke else None
-        if spoke:
+        if utterance.slot >= 0:
+            utterance.history = self._runner.history(utterance)
             self._runner.release(utterance)
+        elif utterance in self._parked:
+            self._parked.remove(utterance)
         if utterance.row >= 0:
             codec, utterance.row = self._codec.close(utterance.row), -1
-            if text is not None:
+            if utterance.history is not None:
                 frames = utterance.first_frame + utterance.frames
-                continuation = Continuation(text, codec, frames, utterance.noise)
+                continuation = Continuation(utterance.history, codec, frames, utterance.noise)
         if utterance.request.utterance is not None:
             with self._changed:
                 self._memory.end(utterance.request, continuation, broken=broken)
+
+
+def _is_ready(utterance: Utterance) -> bool:
+    """Whether it is known what follows an utterance's segment."""
+    return utterance.next_segment is None or utterance.next_segment.done()
 
 
 class _SameThread(Executor):

@@ -124,7 +124,7 @@ class UtteranceMemory:
 
     def _expire(self) -> None:
         now = self._clock()
-        idle = [name for name, entry in self._entries.items() if entry.pieces == 0]
+        idle = [name for name, entry in self._entries.items() if entry.pieces <= 0]
         idle.sort(key=lambda name: self._entries[name].used)
         excess = len(self._entries) - MAX_REMEMBERED
         for place, name in enumerate(idle):

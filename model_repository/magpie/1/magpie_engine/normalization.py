@@ -38,13 +38,23 @@ PERCENT = {"de": "Prozent", "es": "por ciento", "fr": "pour cent", "it": "per ce
 #: Languages written without spaces between words.
 UNSPACED = ("zh", "ja")
 
+# Whatever a client sends, each of these takes time in proportion to the text: Python's `re` stops every thread of the
+# process while it searches. So what a mark encloses ends where another may begin, and is never searched again.
 _CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_LINK = re.compile(r"!?\[([^\[\]]*+)\]\((?:[^()]++|\([^()]*+\))*+\)")
 _URL = re.compile(r"https?://(?:www\.)?([\w.-]+)\S*")
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
-_LINE_MARK = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]?|[-*+\u2022][ \t]+|\|)|^[ \t]*[-*_=]{3,}[ \t]*$", re.MULTILINE)
-_EMPHASIS = re.compile(r"(\*{1,3}|_{2,3}|~~|`+)(?=\S)(.+?)(?<=\S)\1", re.DOTALL)
-_UNDERLINE = re.compile(r"(?<!\w)_(?=\S)(.+?)(?<=\S)_(?!\w)")
+_LINE_MARK = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]?|[-*+\u2022][ \t]+|\|)|^[ \t]*[-*_=~]{3,}[ \t]*$", re.MULTILINE)
+#: A star between spaces and an underscore within a word are no marks.
+_EMPHASIS = (
+    re.compile(r"(\*{1,3})(?=\S)((?:[^*]++|(?<=\s)\*(?=\s))++)(?<=\S)\1"),
+    re.compile(r"(_{2,3})(?=\S)((?:[^_]++|(?<=[^\W_])_(?=[^\W_]))++)(?<=\S)\1"),
+    re.compile(r"(~~)(?=\S)((?:[^~]++|~(?!~))++)(?<=\S)~~"),
+    re.compile(r"(`{1,2})(?=\S)([^`]++)(?<=\S)\1"),
+    re.compile(r"(?<!\w)(_)(?=\S)((?:[^_\n]++|(?<=[^\W_])_(?=[^\W_]))++)(?<=\S)_(?!\w)"),
+)
+#: References to characters that do not exist, whose number Python would refuse to read.
+_LONG_REFERENCE = re.compile(r"&#\d{8,};?")
 #: Joiners, selectors and tags that belong to emoji, and marks that are not heard.
 _INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufe00-\ufe0f\U000e0000-\U000e007f\u20e3\ufeff\ufffd]")
 #: Full stop, comma, exclamation and question mark of Chinese and Japanese.
@@ -68,12 +78,13 @@ def clean(text: str) -> str:
     Code blocks go altogether, links leave their words, bare addresses their host. Line breaks end sentences that have
     no mark of their own.
     """
-    text = html.unescape(_CODE_BLOCK.sub(" ", text))
-    text = _TAG.sub(" ", _URL.sub(r"\1", _LINK.sub(r"\1", text)))
+    text = html.unescape(_LONG_REFERENCE.sub(" ", _CODE_BLOCK.sub(" ", text)))
+    text = _TAG.sub(" ", _URL.sub(r"\1", _LINK.sub(r"\1", _LINK.sub(r"\1", text))))  # a link may enclose a picture
     text = _LINE_MARK.sub("", text)
-    for _ in range(3):  # marks nest
-        text = _UNDERLINE.sub(r"\1", _EMPHASIS.sub(r"\2", text))
-    text = re.sub(rf"([^\s.,;:!?…{_WIDE_MARKS}])[ \t]*(?:\n[ \t]*)+(?=\S)", r"\1. ", text.strip())
+    for _ in range(3):  # marks nest; the inner ones go first
+        for mark in _EMPHASIS:
+            text = mark.sub(r"\2", text)
+    text = re.sub(rf"([^\s.,;:!?…{_WIDE_MARKS}])[ \t]*+(?:\n[ \t]*+)++(?=\S)", r"\1. ", text.strip())
     return " ".join(_INVISIBLE.sub("", "".join(map(_audible, text))).split())
 
 

@@ -53,6 +53,9 @@ SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "m": "million
 
 _MONTH = "|".join(f"{month}|{month[:3]}\\.?" for month in MONTHS)
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+#: A number before a unit: from its first digit on, of bounded length, and never tried again in parts, as the time that
+#: a search takes would otherwise grow with the square of a number's length.
+_MEASURE = r"(?<!\d)((?>\d{1,3}(?:,\d{3}){1,9}(?:\.\d+)?|\d+(?:\.\d+)?))"
 
 
 def cardinal(number: int) -> str:
@@ -118,7 +121,7 @@ def _money(match: re.Match[str]) -> str:
     whole, _, fraction = amount.partition(".")
     if len(fraction) != 2:
         return _quantity(amount, singular, plural)
-    parts = [_quantity(whole, singular, plural)] if int(whole) or not int(fraction) else []
+    parts = [_quantity(whole, singular, plural)] if whole.strip("0") or not int(fraction) else []
     if int(fraction):
         parts.append(_quantity(str(int(fraction)), cent, cents))
     return " and ".join(parts)
@@ -183,7 +186,7 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"\b(\d+)(?:st|nd|rd|th)\b"), lambda match: ordinal(int(match[1])) if len(match[1]) < 16 else match[0]),
     (re.compile(r"\b(1[1-9]|20)(\d\d)s\b"), lambda match: _decade(int(match[1]), int(match[2]))),
     (
-        re.compile(rf"({_NUMBER})\s?({'|'.join(sorted(map(re.escape, UNITS), key=len, reverse=True))})(?![\w/])"),
+        re.compile(rf"{_MEASURE}\s?({'|'.join(sorted(map(re.escape, UNITS), key=len, reverse=True))})(?![\w/])"),
         lambda match: _quantity(match[1], *UNITS[match[2]]),
     ),
     (
@@ -191,7 +194,7 @@ _RULES: tuple[_Rule, ...] = (
         lambda match: f"{match[0]}\0",
     ),
     (re.compile(r"\0(\d{4})"), lambda match: year(int(match[1]))),
-    (re.compile(rf"(?<![\w.])-(?={_NUMBER})"), lambda match: "minus "),
+    (re.compile(r"(?<![\w.])-(?=\d)"), lambda match: "minus "),
     (re.compile(_NUMBER), lambda match: f" {number(match[0])} "),
     (re.compile(r"[&@+=#<>]"), lambda match: f" {SYMBOLS[match[0]]} "),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,21 @@ if TYPE_CHECKING:
 MAX_TOKENS_PER_CHARACTER = 4
 #: How far a word's tokens are looked for behind the word before it.
 SEARCH_TOKENS = 8
-#: Words beyond which frequent words no longer help to find what became of the others, which would take too long.
-MANY_WORDS = 500
+#: Characters that are normalised and aligned together: what others wait for on the text thread is bounded by this, not
+#: by the longest text.
+PIECE_LENGTH = 1000
+#: Words beyond which frequent words no longer help to find what became of the others, which would take too long. A
+#: piece of ordinary text has fewer.
+MANY_WORDS = 250
 
+#: Where a piece may end, the best place first: behind a sentence (whose last word is too long for an abbreviation),
+#: behind a clause, between words.
+_PIECE_ENDS = (
+    re.compile(r"(?<=[^\W\d_]{5}\.)\s|(?<=[!?\u0964])\s|(?<=[\u3002\uff01\uff1f])"),
+    re.compile(r"(?<=[,;:])\s(?=[^\W\d_])|(?<=[\u3001\uff0c\uff1b\uff1a])"),
+    re.compile(r"(?<=[^\W\d_])\s(?=[^\W\d_])"),
+    re.compile(r"\s"),
+)
 _CLAUSE_END = re.compile(r"(?<=[,;:\u2013\u2014\u3001\uff0c\uff1b\uff1a])\s*|\s+(?=\()")
 _GAP = re.compile(r"\s+")
 _UNSPACED_WORD = re.compile(r"[A-Za-z0-9]+\W*|\w\W*|\W+")
@@ -50,25 +63,27 @@ class Sentence:
     Attributes:
         text: As it is spoken.
         words: The client's words, each with the index of the spoken word at which it begins.
-        is_last: No more text of the request follows.
     """
 
     text: str
     words: list[tuple[str, int]] = field(default_factory=list)
-    is_last: bool = False
 
 
 @dataclass
 class Script:
-    """A request's text, ready to be spoken.
+    """A request's text, prepared as far as it has to be: the rest is the text thread's.
 
     Attributes:
+        pieces: Written text that is not normalised yet.
+        is_long: The text has more than one piece.
+        sentences: Spoken text that is not tokenized yet.
         first: The first segment; None if there is nothing to say.
-        rest: Sentences after it.
     """
 
-    first: Segment | None
-    rest: deque[Sentence]
+    pieces: deque[str]
+    is_long: bool
+    sentences: deque[Sentence] = field(default_factory=deque)
+    first: Segment | None = None
 
 
 class TextFrontEnd:
@@ -95,40 +110,48 @@ class TextFrontEnd:
 
     def begin(self, request: SpeechRequest) -> Script:
         """Prepares a request's text up to its first segment."""
-        sentences = deque(self.plan(request.text, request.language, request.tokenizer))
-        while sentences:
-            segment = self.encode(sentences.popleft(), request)
-            if segment is not None:
-                return Script(segment, sentences)
-        return Script(None, sentences)
-
-    def plan(self, text: str, language: str, tokenizer: str) -> list[Sentence]:
-        """Splits a text into what is spoken in one go."""
-        written = clean(text)
-        if language == "ja":  # upstream's workaround: spaces break its Japanese front end
+        written = clean(request.text)
+        if request.language == "ja":  # upstream's workaround: spaces break its Japanese front end
             written = _GAP.sub("", written)
+        pieces = deque(_pieces(written))
+        script = Script(pieces, is_long=len(pieces) > 1)
+        script.first = self.advance(script, request)
+        return script
+
+    def advance(self, script: Script, request: SpeechRequest) -> Segment | None:
+        """Prepares the next segment of a text; None if nothing is left to say."""
+        while self._has_sentence(script, request):
+            sentence = script.sentences.popleft()
+            tokens = self._tokens(sentence.text, request.tokenizer)
+            if tokens:  # else no character of it is known to the tokenizer
+                return self._segment(sentence, tokens, request, is_last=not self._has_sentence(script, request))
+        return None
+
+    def _has_sentence(self, script: Script, request: SpeechRequest) -> bool:
+        """Normalises the next pieces until there is a sentence in one; tells False at the end of the text."""
+        while not script.sentences and script.pieces:
+            script.sentences.extend(self._plan(script.pieces.popleft(), script.is_long, request))
+        return bool(script.sentences)
+
+    def _plan(self, written: str, is_long: bool, request: SpeechRequest) -> list[Sentence]:
+        """Splits a piece of text into what is spoken in one go."""
+        language, tokenizer = request.language, request.tokenizer
         spoken = self._normalizer.normalize(written, language)
-        if self._thresholds.exceeds_threshold(spoken, language):
+        if is_long or self._thresholds.exceeds_threshold(spoken, language):
             long = self._split(spoken, language)
             parts = [short for sentence in long for short in self._bounded(sentence, language, tokenizer)]
         else:
             parts = self._bounded(spoken, language, tokenizer)
         sentences = [Sentence(part) for part in parts if _pronounceable(part)]
         _assign_words(_words(written, language), sentences, language)
-        if sentences:
-            sentences[-1].is_last = True
         return sentences
 
-    def encode(self, sentence: Sentence, request: SpeechRequest) -> Segment | None:
-        """Tokenizes a sentence; None if no character of it is known to the tokenizer."""
-        tokens = self._tokens(sentence.text, request.tokenizer)
-        if not tokens:
-            return None
+    def _segment(self, sentence: Sentence, tokens: list[int], request: SpeechRequest, *, is_last: bool) -> Segment:
         begins = self._find_words(tokens, _words(sentence.text, request.language), request)
         # Attention is not followed into the last tokens (`alignment.TAIL`): a word there begins just before them.
         latest = max(0, len(tokens) + 1 - TAIL - 1)
         words = tuple((word, min(begins[index], latest)) for word, index in sentence.words)
-        return Segment((*tokens, self._end), words, sentence.is_last)
+        return Segment((*tokens, self._end), words, is_last)
 
     def _find_words(self, tokens: list[int], words: list[str], request: SpeechRequest) -> list[int]:
         """Finds the token at which each spoken word begins: its own tokens, or about where they should be."""
@@ -161,6 +184,18 @@ class TextFrontEnd:
                 break
         cut = min(middle, key=lambda place: abs(place - len(text) // 2)) if middle else len(text) // 2
         return [part for half in (text[:cut], text[cut:]) for part in self._bounded(half.strip(), language, tokenizer)]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cuts a text, whose spaces are single ones, into pieces of at most `PIECE_LENGTH` characters."""
+    begin = 0
+    while len(text) - begin > PIECE_LENGTH:
+        end = begin + PIECE_LENGTH
+        places = ([m.end() for m in ends.finditer(text, end - PIECE_LENGTH // 2, end)] for ends in _PIECE_ENDS)
+        end = next((found[-1] for found in places if found), end)
+        yield text[begin:end].strip()
+        begin = end
+    yield text[begin:]
 
 
 def _pronounceable(text: str) -> bool:

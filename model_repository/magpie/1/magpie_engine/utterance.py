@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from magpie_engine.chunking import PlayoutSchedule
-from magpie_engine.events import Event, Failed, Finished, Sink, Word
+from magpie_engine.events import Event, Failed, Finished, FinishReason, Sink, Word
 from magpie_engine.request import SpeechRequest
 
 if TYPE_CHECKING:
@@ -37,8 +37,14 @@ class Utterance:
         self.cancelled = False
         #: Its text, once the text thread is through with it.
         self.script: Future[Script]
-        #: The segment to be spoken after this one; None if this is the last.
+        #: The segment to be spoken after this one, if anything is left to say; None if this is known to be the last.
         self.next_segment: Future[Segment | None] | None = None
+        #: Why its newest segment is over, once it is.
+        self.page_over: FinishReason | None = None
+        #: What broke its audio: it fails as soon as no step is under way.
+        self.error: Exception | None = None
+        #: Its sink has been told the end.
+        self.is_over = False
         #: Slot while it speaks; slots of other utterances may change when one leaves.
         self.slot = -1
         #: Row of the codec's memory while it speaks.
@@ -82,7 +88,7 @@ class Utterance:
 
     def end(self, event: Finished | Failed) -> None:
         """Tells the sink the last event and lets go of it: a sink often refers back to the utterance it belongs to."""
-        sink, self.sink = self.sink, _ignore
+        sink, self.sink, self.is_over = self.sink, _ignore, True
         sink(event)
 
     def append(self, codes: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from magpie_engine.observer import Observer
 from magpie_engine.request import SpeechRequest
 from magpie_engine.settings import EngineSettings
 from magpie_engine.utterance import Utterance
+
+_log = logging.getLogger(__name__)
 
 WARM_UP_TEXT = "Hello."
 WARM_UP_SECONDS = 2.0
@@ -89,9 +92,15 @@ class EngineThread:
             return
         self._engine = engine
         self._ready.set()
-        while engine.wait_for_work():
-            engine.step()
-        engine.close()
+        broken = None
+        try:
+            while engine.wait_for_work():
+                engine.step()
+        except Exception as error:  # clients are told now and later ones at once, instead of waiting for ever
+            _log.exception("the speech engine cannot go on")
+            broken = error
+        finally:
+            engine.close(broken)
 
     def _warm_up(self) -> None:
         """Speaks once in each language: tokenizers, kernels and allocators are then ready."""
