@@ -27,7 +27,14 @@ def say(text, role="user"):
     ],
 )
 def test_a_short_chat_is_little_text(messages, short):
-    assert rendering.is_short(messages) is short
+    assert rendering.is_short(messages, {"enable_thinking": False}) is short
+
+
+def test_tools_count_as_text():
+    tool = {"type": "function", "function": {"name": "time", "description": "x" * 1000}}
+    assert rendering.is_short([say("Hi")], {"tools": [tool] * 3})
+    assert not rendering.is_short([say("Hi")], {"tools": [tool] * 4})
+    assert not rendering.is_short([say("Hi")], {"tools": [{}] * (rendering.SHORT_MESSAGES + 1)})
 
 
 @pytest.fixture(scope="module")

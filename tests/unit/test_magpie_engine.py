@@ -1,7 +1,7 @@
 """Slots, queue, cancelling and errors of the engine, stepped by hand so that every test is exact."""
 
 import queue
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +10,7 @@ from support_magpie import fresh_model, recorded
 
 from magpie_engine.checkpoint import restore
 from magpie_engine.engine import SpeechEngine
-from magpie_engine.errors import CheckpointError, EngineStoppedError, QueueFullError
+from magpie_engine.errors import CheckpointError, EngineBrokenError, EngineStoppedError, QueueFullError
 from magpie_engine.events import AudioChunk, Failed, Finished, FinishReason
 from magpie_engine.request import SpeechRequest
 from magpie_engine.settings import EngineSettings
@@ -52,7 +52,10 @@ def say(engine, text=TEXT, **parameters):
     """Submits a request; returns its handle and the list that its events go to."""
     events = []
     request = SpeechRequest.from_parameters(text, {"max_seconds": 0.5} | parameters, engine.catalog)
-    return engine.submit(request, events.append), events
+    utterance = engine.submit(request, events.append)
+    if request.pronounceable and not isinstance(engine._text_thread, HeldText):
+        wait([utterance.script])  # how fast the text thread is does not matter here
+    return utterance, events
 
 
 def run(engine, steps=500):
@@ -333,7 +336,7 @@ def test_a_device_that_does_nothing_any_more_stops_the_engine_and_everybody_is_t
         assert isinstance(told, Failed) and "device-side assert" in str(told.error)
     thread._thread.join(timeout=30)
     assert not thread._thread.is_alive()
-    with pytest.raises(EngineStoppedError, match="has stopped: RuntimeError: device-side assert"):
+    with pytest.raises(EngineBrokenError, match="has stopped: RuntimeError: device-side assert"):
         thread.submit(request, events[0].put)
     assert (thread.stats().active, thread.stats().queued, thread.stats().failed) == (0, 0, 3)
     thread.stop()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from magpie_engine.catalog import Catalog
-from magpie_engine.errors import EngineStoppedError, QueueFullError
+from magpie_engine.errors import EngineBrokenError, EngineStoppedError, QueueFullError
 from magpie_engine.events import Finished, FinishReason
 
 PARENT = Path(__file__).parents[2] / "model_repository" / "magpie" / "1"
@@ -116,6 +116,8 @@ def wait_until(condition):
     [
         (QueueFullError("full"), TritonError.UNAVAILABLE, "UNAVAILABLE: full"),
         (EngineStoppedError("gone"), TritonError.UNAVAILABLE, "UNAVAILABLE: gone"),
+        # not UNAVAILABLE, which says "later": `serve` takes a model that answers so for one that is busy
+        (EngineBrokenError("lost"), TritonError.INTERNAL, "INTERNAL: lost"),
         (RuntimeError("no thread"), TritonError.INTERNAL, "INTERNAL: no thread"),
     ],
 )

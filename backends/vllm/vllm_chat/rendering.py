@@ -34,23 +34,25 @@ def short_ones_at_once(renderer: Renderer) -> None:
     """
     in_thread = renderer.render_chat_async
 
-    async def render_chat_async(conversations: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-        if all(is_short(messages) for messages in conversations):
-            return renderer.render_chat(conversations, *args, **kwargs)
-        return await in_thread(conversations, *args, **kwargs)
+    async def render_chat_async(conversations: Sequence[Any], chat_params: Any, *args: Any, **kwargs: Any) -> Any:
+        if all(is_short(messages, chat_params.chat_template_kwargs) for messages in conversations):
+            return renderer.render_chat(conversations, chat_params, *args, **kwargs)
+        return await in_thread(conversations, chat_params, *args, **kwargs)
 
     renderer.render_chat_async = render_chat_async  # type: ignore[method-assign]
 
 
-def is_short(messages: Sequence[Mapping[str, Any]]) -> bool:
+def is_short(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> bool:
     """Tell whether a chat is rendered in a moment: not long, and text alone (an image may have to be fetched).
 
     Args:
         messages: OpenAI messages.
+        options: What else the template is given, tools and documents among it.
     """
-    if len(messages) > SHORT_MESSAGES:
+    lists = [own for own in options.values() if isinstance(own, list | tuple)]
+    if len(messages) + sum(map(len, lists)) > SHORT_MESSAGES:
         return False
-    left = SHORT_CHARACTERS
+    left = SHORT_CHARACTERS - sum(len(str(one)) for own in lists for one in own)
     for message in messages:
         content = message.get("content") or ""
         if not isinstance(content, str):

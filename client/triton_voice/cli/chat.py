@@ -80,10 +80,7 @@ class Conversation:
         self.last = answer = Answer()
         try:
             await _stream(voice, answer, [*system, *self._turns], self.reasoning, self._sampling, show)
-        except TritonVoiceError:
-            self._turns.pop()  # not asked, so that the next question does not carry the one that failed
-            raise
-        finally:
+        finally:  # a question without an answer was not asked, so that the next one does not carry it
             if answer.text:
                 self._turns.append({"role": "assistant", "content": answer.text})
             elif self._turns and self._turns[-1]["role"] == "user":

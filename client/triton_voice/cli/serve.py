@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from triton_voice.cli import weights as weight_options
 from triton_voice.cli.console import err, fail
@@ -95,7 +96,7 @@ def serve(
                     reason, f"It was restarted {MAX_RESTARTS} times in {RESTART_WINDOW_S / 60:.0f} minutes: giving up."
                 )
             kept = f"; that log is kept as {server.former_log_file}" if settings.log_format == "text" else ""
-            err.print(f"[bold red]{reason}[/]; restarting{kept}", soft_wrap=True)
+            err.print(f"[bold red]{escape(reason)}[/]; restarting{escape(kept)}", soft_wrap=True)
             server = TritonServer(settings, weights)
     except KeyboardInterrupt:
         err.print("stopped")
@@ -142,7 +143,7 @@ def _serve_once(server: TritonServer, restarts: Restarts | None) -> str:
                     server.stop(drain=False)
                     return f"{model} hangs: {why}; log: {server.log_file}"
                 engines_ended.add(model)
-                err.print(f"[bold red]{model} hangs[/]: {why}; its engine is killed", soft_wrap=True)
+                err.print(f"[bold red]{model} hangs[/]: {escape(why)}; its engine is killed", soft_wrap=True)
             for model in health.unloaded:
                 if restarts is None or not restarts.allow():
                     return f"{model} died; log: {server.log_file}"

@@ -158,15 +158,16 @@ def find_stubs(pids: Iterable[int], models: Iterable[str]) -> dict[str, psutil.P
         pids: Processes of one server.
         models: Whose stubs.
     """
-    wanted, stubs = tuple(models), dict[str, psutil.Process]()
+    wanted, stubs, born = tuple(models), dict[str, psutil.Process](), dict[str, float]()
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
-            words = process.cmdline()
+            words, at = process.cmdline(), process.create_time()
             if words and words[0].endswith(STUB):
                 for model in wanted:
-                    if any(f"/{model}/" in word for word in words[1:]):
-                        stubs[model] = process
+                    # The newest: Triton may keep the process of an unloaded model beside that of its successor.
+                    if any(f"/{model}/" in word for word in words[1:]) and at >= born.get(model, at):
+                        stubs[model], born[model] = process, at
     return stubs
 
 

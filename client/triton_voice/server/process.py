@@ -378,5 +378,10 @@ class TritonServer:
         return find_stubs(self._traces.family() if self._traces else (), models)
 
     def _pulses(self) -> Pulses:
-        voice = TritonVoice(self.grpc_url, tls=tls.local_connection(self.settings), conversation=CONVERSATION)
+        voice = TritonVoice(
+            self.grpc_url,
+            tls=tls.local_connection(self.settings),
+            conversation=CONVERSATION,
+            answer_timeout_s=None,  # a request that waits must not lose its place; the pulse itself counts the time
+        )
         return Pulses(voice, self.metrics_url, self.settings.hang_timeout_s)

@@ -3,13 +3,15 @@
 A model's process may live and serve nobody: a deadlock, a GPU that never comes back from a kernel, a stopped process.
 Triton goes on calling such a model ready. So a model that has made no step for a while is asked for the smallest piece
 of its work. It hangs when no answer comes and still no step is made, for as long as the operator allows. A busy model
-makes steps, however many wait for it, and one that says that it is full has answered.
+makes steps, however many wait for it. One that says that it is full has answered only if it counts no steps: a queue
+that nobody works off is full, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import re
 import threading
 import time
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from triton_voice.client import TritonVoice
-from triton_voice.errors import InvalidInput, ServerFull, ServerGone, TritonVoiceError
+from triton_voice.errors import InvalidInput, ServerFull, ServerGone
 
 TICK_S = 1.0
 MAX_TICK_S = 2.0
@@ -41,6 +43,10 @@ STEP_COUNTERS = {
     "magpie": "magpie_step_seconds_count",
     "nemotron": "triton_voice_llm_steps_total",
 }
+
+REFUSES_BETWEEN_STEPS = ("parakeet",)
+"""Models that say that they are full from the very thread that makes their steps, so that saying it is a sign of life.
+Silent callers may hold all their streams, in which no step is made."""
 
 
 async def _hear(voice: TritonVoice) -> None:
@@ -169,17 +175,18 @@ class Pulses:
 
     async def _ask(self, model: str, pulse: _Pulse, seen: float | None) -> float | None:
         """Asks until the model gives a sign of life, an answer or a step; returns how many steps it has counted."""
-        asked = asyncio.create_task(self._answers(model, pulse))
+        asked = asyncio.create_task(self._answers(model, pulse, counts=bool(seen)))
         try:
             while True:
                 began = time.monotonic()
-                await asyncio.sleep(TICK_S) if asked.done() else await asyncio.wait({asked}, timeout=TICK_S)
-                if asked.done():
-                    if asked.result():
-                        break
-                    asked = asyncio.create_task(self._answers(model, pulse))
+                await asyncio.wait({asked}, timeout=TICK_S)
+                if asked.done() and asked.result():
+                    break
                 if (steps := await self._steps(model)) is not None and steps != seen:
                     break
+                if asked.done():
+                    await asyncio.sleep(max(0.0, began + TICK_S - time.monotonic()))  # a sick model is not stormed
+                    asked = asyncio.create_task(self._answers(model, pulse, counts=bool(seen)))
                 pulse.silent_s += min(time.monotonic() - began, MAX_TICK_S)
         finally:
             asked.cancel()
@@ -188,15 +195,18 @@ class Pulses:
         await asyncio.sleep(PUBLISH_S)
         return await self._steps(model)
 
-    async def _answers(self, model: str, pulse: _Pulse) -> bool:
+    async def _answers(self, model: str, pulse: _Pulse, counts: bool) -> bool:
+        """Asks once; tells whether that was a sign of life. `counts` says whether the model's steps are counted."""
         try:
             await ask(self._voice, model)
-        except (ServerFull, InvalidInput):  # it answers; another backend than ours may know no chat
+        except ServerFull:  # a full queue may also be one that nobody works off: then only steps tell
+            return not counts or model in REFUSES_BETWEEN_STEPS
+        except InvalidInput:  # it answers; another backend than ours may know no chat
             return True
         except ServerGone:  # also the SDK's own: it does not wait for ever
             return False
-        except TritonVoiceError as error:
-            pulse.said = str(error)
+        except Exception as error:  # whatever comes, the model is followed on
+            pulse.said = str(error) or type(error).__name__
             return False
         return True
 
@@ -209,7 +219,7 @@ def steps_made(metrics_url: str, model: str) -> float | None:
     try:
         with contextlib.closing(urllib.request.urlopen(metrics_url, timeout=METRICS_TIMEOUT_S)) as answer:
             page = answer.read().decode()
-    except OSError:
+    except (OSError, http.client.HTTPException, ValueError):  # away, or no page of metrics
         return None
     found = re.search(rf"^{STEP_COUNTERS[model]}(?:{{.*}})? (\S+)$", page, re.MULTILINE)
     return float(found.group(1)) if found else None

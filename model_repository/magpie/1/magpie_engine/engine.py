@@ -16,7 +16,7 @@ from magpie_engine.catalog import Catalog
 from magpie_engine.checkpoint import read_catalog
 from magpie_engine.chunking import ChunkPolicy, PlayoutSchedule
 from magpie_engine.codec import PendingAudio, StreamingCodec
-from magpie_engine.errors import EngineStoppedError, MagpieError, QueueFullError
+from magpie_engine.errors import EngineBrokenError, EngineStoppedError, MagpieError, QueueFullError
 from magpie_engine.events import AudioChunk, Failed, Finished, FinishReason, Sink, Word
 from magpie_engine.history import Continuation, UtteranceMemory
 from magpie_engine.normalization import make_normalizer
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 #: Requests that begin between two steps, at most, by device. They share a prefill, for which those who speak have to
 #: wait: on a GPU it takes about as long for many as for one.
 ADMISSIONS = {"cpu": 4, "cuda": 32}
-SHUTTING_DOWN = "the speech engine is shutting down"
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,8 @@ class SpeechEngine:
         #: others go on, and slots are kept free for them.
         self._parked: list[Utterance] = []
         self._changed = threading.Condition()
-        #: Why no more requests are taken; empty while they are.
-        self._closed = ""
+        #: Why no more requests are taken; None while they are.
+        self._closed: MagpieError | None = None
         self._finished = self._cancelled = self._failed = self._refused = self._frames = 0
 
     # Any thread ------------------------------------------------------------------------------------------------------
@@ -127,12 +126,13 @@ class SpeechEngine:
 
         Raises:
             QueueFullError: All slots are taken and the queue is full.
-            EngineStoppedError: The engine is closed, or an error has stopped it.
+            EngineStoppedError: The engine is closed.
+            EngineBrokenError: An error has stopped it.
         """
         utterance = Utterance(request, sink, PlayoutSchedule(self._policy), self._clock())
         with self._changed:
             if self._closed:
-                raise EngineStoppedError(self._closed)
+                raise self._closed.with_traceback(None)
             if request.pronounceable:
                 # Requests that a free slot will take at the next step do not count as waiting.
                 if len(self._waiting) >= self._settings.max_queue + self._free:
@@ -186,11 +186,12 @@ class SpeechEngine:
             )
             return not self._closed
 
-    def shut(self, reason: str = SHUTTING_DOWN) -> None:
-        """Refuses requests from now on, with a reason, and ends `wait_for_work`."""
+    def shut(self, reason: MagpieError | None = None) -> MagpieError:
+        """Refuses requests from now on and ends `wait_for_work`; returns what they are refused with."""
         with self._changed:
-            self._closed = self._closed or reason
+            self._closed = self._closed or reason or EngineStoppedError("the speech engine is shutting down")
             self._changed.notify_all()
+            return self._closed
 
     @property
     def _free(self) -> int:
@@ -246,7 +247,8 @@ class SpeechEngine:
         Args:
             error: Why the engine cannot go on; None if it could.
         """
-        self.shut(SHUTTING_DOWN if error is None else f"the speech engine has stopped: {type(error).__name__}: {error}")
+        broken = EngineBrokenError(f"the speech engine has stopped: {type(error).__name__}: {error}") if error else None
+        refusal = self.shut(broken)
         with self._changed:
             owed = list(self._owed)
             self._waiting.clear()
@@ -255,7 +257,7 @@ class SpeechEngine:
         with contextlib.suppress(Exception):
             self._deliver()
         for utterance in owed:
-            self._tell_failure(utterance, EngineStoppedError(self._closed))
+            self._tell_failure(utterance, refusal)
 
     def _drop_cancelled(self) -> None:
         with self._changed:

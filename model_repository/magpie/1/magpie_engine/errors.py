@@ -25,3 +25,7 @@ class QueueFullError(MagpieError):
 
 class EngineStoppedError(MagpieError):
     """The engine has been shut down, or is being shut down."""
+
+
+class EngineBrokenError(MagpieError):
+    """An error has stopped the engine for good, such as a device that is lost: only a new process helps."""
