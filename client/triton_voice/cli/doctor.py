@@ -82,7 +82,10 @@ def _gpu() -> Finding:
     done = subprocess.run([tool, query, "--format=csv,noheader"], capture_output=True, text=True, timeout=20)
     if done.returncode != 0:
         return False, f"nvidia-smi fails: {(done.stdout or done.stderr).strip().splitlines()[0]}"
-    return True, "; ".join(line.strip() for line in done.stdout.strip().splitlines())
+    found = "; ".join(line.strip() for line in done.stdout.strip().splitlines())
+    if (torch := _version("torch") or "").endswith("+cpu"):
+        return False, f"{found}; but torch {torch} runs on the CPU alone: the image has the builds for it (docker/)"
+    return True, found
 
 
 def _memory() -> Finding:
