@@ -190,6 +190,12 @@ class Conversation:
         )
         return conversation
 
+    @property
+    def apology(self) -> str:
+        """What is said when no answer comes in time; empty for nothing."""
+        own = self.settings.apology
+        return persona.apology(self.memory.language) if own is None else own
+
     def _listen_to_events(
         self, listener: Any, speaker: Any, on_said: Callable[[str, str], None], on_interrupted: Callable[[], None]
     ) -> None:
@@ -215,8 +221,8 @@ class Conversation:
         @self.worker.event_handler("on_pipeline_error")
         async def on_error(worker: Any, frame: ErrorFrame) -> None:
             voiceless = frame.processor is self.services.tts
-            if isinstance(frame.exception, ServerSilent) and not voiceless:
-                await self.worker.queue_frame(TTSSpeakFrame(persona.NO_ANSWER))
+            if isinstance(frame.exception, ServerSilent) and not voiceless and self.apology:
+                await self.worker.queue_frame(TTSSpeakFrame(self.apology))
 
         @self.worker.event_handler("on_idle_timeout")
         async def on_idle(worker: Any) -> None:

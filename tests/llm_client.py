@@ -146,3 +146,8 @@ async def until_metric(server, name, wanted):
 
 async def until_running(server, count):
     await until_metric(server, "triton_voice_llm_requests_running", lambda value: value == count)
+
+
+async def until_engine_runs(server, count):
+    """Wait until vLLM's own batch holds so many requests: the engine may still run what the backend has let go of."""
+    await until_metric(server, "vllm:num_requests_running", lambda value: value == count)

@@ -120,7 +120,7 @@ class Metrics(Observer):
 
         gauge("triton_voice_llm_requests_running", "Requests not yet answered fully: waiting, in prefill or streaming")
         gauge("triton_voice_llm_engine_up", "1 while the engine lives, 0 when it died")
-        counter("triton_voice_llm_requests_refused_total", "Requests that found the queue full or the engine dead")
+        counter("triton_voice_llm_requests_refused_total", "Requests not taken: queue full, engine dead, stopping")
         counter("triton_voice_llm_steps_total", "Steps of the engine that told something")
         gauge("vllm:num_requests_running", "Requests in the engine's batch")
         gauge("vllm:num_requests_waiting", "Requests waiting for room in the batch")
@@ -152,6 +152,12 @@ class Metrics(Observer):
     def in_flight(self, count: int) -> None:
         """See `Observer`."""
         self._set("triton_voice_llm_requests_running", count)
+
+    def ticked(self) -> None:
+        """See `Observer`."""
+        with self._lock:
+            if self._by_name:
+                self._by_name["triton_voice_llm_steps_total"].add(1)
 
     def refused(self) -> None:
         """See `Observer`."""

@@ -16,8 +16,8 @@ from triton_voice.errors import InvalidInput
 FRAME_S = 0.02
 """Length of what the microphone gives at a time."""
 INSTALL = (
-    "the microphone and the loudspeaker need `pip install triton-voice[microphone]` and the system's libportaudio2 "
-    "(apt-get install libportaudio2)"
+    "the microphone and the loudspeaker need `pip install -e '.[microphone]'` in the checkout and the system's "
+    "libportaudio2 (apt-get install libportaudio2)"
 )
 
 

@@ -20,8 +20,18 @@ SYSTEM_PROMPT = (
     "ask. Use your tools for the time and the weather."
 )
 GREETING = "Hello! I am your voice assistant. How can I help you?"
-NO_ANSWER = "Sorry, that took too long. Please say it again."
-"""Said when a model that hears or thinks gives no answer in time."""
+APOLOGIES = {
+    "de": "Entschuldigung, das hat zu lange gedauert. Bitte sagen Sie es noch einmal.",
+    "en": "Sorry, that took too long. Please say it again.",
+    "es": "Lo siento, eso ha tardado demasiado. Por favor, dígalo otra vez.",
+    "fr": "Désolé, cela a pris trop de temps. Veuillez répéter, s'il vous plaît.",
+    "hi": "माफ़ कीजिए, इसमें बहुत देर लग गई। कृपया फिर से कहिए।",
+    "it": "Mi dispiace, ci è voluto troppo tempo. Per favore, lo ripeta.",
+    "ja": "すみません、時間がかかりすぎました。もう一度お願いします。",
+    "vi": "Xin lỗi, việc đó mất quá nhiều thời gian. Xin hãy nói lại.",
+    "zh": "抱歉, 花的时间太长了。请再说一遍。",
+}
+"""Said when a model that hears or thinks gives no answer in time, by the conversation's language."""
 LANGUAGE_NAMES = {
     "de": "German", "en": "English", "es": "Spanish", "fr": "French", "hi": "Hindi", "it": "Italian", "ja": "Japanese",
     "vi": "Vietnamese", "zh": "Mandarin",
@@ -72,6 +82,11 @@ def system_prompt(language: str) -> str:
     if language == "en":
         return SYSTEM_PROMPT
     return f"{SYSTEM_PROMPT} Answer in {LANGUAGE_NAMES.get(language, language)}."
+
+
+def apology(language: str) -> str:
+    """Returns what is said in a language when no answer comes in time."""
+    return APOLOGIES.get(language, APOLOGIES["en"])
 
 
 def get_time(city: str | None = None, now: datetime.datetime | None = None) -> dict[str, Any]:

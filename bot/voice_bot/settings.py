@@ -148,6 +148,10 @@ class BotSettings(BaseSettings):
         default=("en",), description="Languages that the page offers: what recogniser and voice both know."
     )
     greeting: str | None = Field(default=None, description="Said first; empty for none. Default: the persona's.")
+    apology: str | None = Field(
+        default=None,
+        description="Said when no answer comes in time; empty for none. Default: the persona's, by language.",
+    )
     reply_tokens: int = Field(default=200, ge=1, description="Longest reply, in tokens of the language model.")
     answer_timeout_s: float = Field(
         default=20.0,

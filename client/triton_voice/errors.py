@@ -21,7 +21,7 @@ class ServerFull(TritonVoiceError):
 
 
 class ServerGone(TritonVoiceError):
-    """The server cannot be reached, or went away in the middle of the call."""
+    """The server cannot be reached, is stopping, or went away in the middle of the call."""
 
 
 class ServerSilent(ServerGone):
@@ -64,9 +64,18 @@ _TRANSPORT = re.compile(
 )
 
 
+_NOT_READY = ("unknown model", "is not ready", "is not healthy", "no version", "is being unloaded")
+
+
 _NAMED_STATUS = re.compile(r"^(INVALID_ARGUMENT|UNAVAILABLE|NOT_FOUND|CANCELLED|INTERNAL): (.*)", re.DOTALL)
 """How our decoupled models word an error. A gRPC stream of Triton carries no status codes (there is a header that asks
 for them, `triton_grpc_error`, and with it Triton 2.51 crashes when a stream ends in an error)."""
+
+
+_REFUSED_BY_TRITON = re.compile(
+    r"unexpected inference input|expected (?:\d+ inputs|number of inputs between \d+ and \d+) but got", re.IGNORECASE
+)
+"""How Triton itself words what a model's inputs do not allow; on a stream that has no status either."""
 
 
 def from_triton(error: InferenceServerException | grpc.RpcError) -> TritonVoiceError:
@@ -84,10 +93,12 @@ def from_triton(error: InferenceServerException | grpc.RpcError) -> TritonVoiceE
         "must specify the start flag" in lower or status == "NOT_FOUND"
     ):  # Triton's sentence, and the recogniser's status
         return SequenceLost(message)
-    if "unknown model" in lower or "is not ready" in lower or "is not healthy" in lower or "no version" in lower:
+    if any(words in lower for words in _NOT_READY):
         return ModelNotReady(message)
+    if _REFUSED_BY_TRITON.search(message):
+        return InvalidInput(message)
     if status == "UNAVAILABLE" or not status:
-        if _TRANSPORT.search(message):
+        if _TRANSPORT.search(message) or "server is stopping" in lower:
             return ServerGone(message)
         if status == "UNAVAILABLE":
             return ServerFull(message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import psutil
 
 from triton_voice import checkpoints
 from triton_voice.checkpoints import llm
-from triton_voice_bench.llm_sides import PARTS, QUESTION, Part, Round, Side, Target
+from triton_voice_bench.llm_sides import PARTS, QUESTION, RUN_DIGITS, Part, Round, Side, Target
 from triton_voice_bench.report import Report, Row, percentiles
 
 GOAL_ADDED_MS, GOAL_SHARE = 3.0, 0.95
@@ -151,10 +152,11 @@ def run(
     }
     report = Report("llm", weights, settings)
     with contextlib.ExitStack() as stack:
-        sides = {"": stack.enter_context(Side(Target(bench.tokens, url=url)))}
+        this_run = f"{secrets.randbelow(10**RUN_DIGITS):0{RUN_DIGITS}}"
+        sides = {"": stack.enter_context(Side(Target(bench.tokens, this_run, url=url)))}
         if bench.checkpoint is not None:
             on_progress("bare vLLM loads")
-            sides[REFERENCE] = stack.enter_context(Side(Target(bench.tokens, checkpoint=bench.checkpoint)))
+            sides[REFERENCE] = stack.enter_context(Side(Target(bench.tokens, this_run, checkpoint=bench.checkpoint)))
         number = 0
         for streams in bench.streams:
             tallies = {name: Tally() for name in sides}

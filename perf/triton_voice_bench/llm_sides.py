@@ -34,7 +34,14 @@ from triton_voice.types import ReasoningDelta, ReplyDelta, Usage
 from triton_voice_bench.observe import listener_family
 
 MODEL = "nemotron"
-QUESTION = "What will the weather be like tomorrow morning, and should I take the early train? This is question {}."
+QUESTION = (
+    "{run} is my booking. What will the weather be like tomorrow morning, and should I take the early train? "
+    "This is question {number}."
+)
+"""The run's number stands first, because an engine remembers prompts from their beginning: what it has kept of an
+earlier run must not help."""
+RUN_DIGITS = 6
+"""Always as many, so that the question has as many tokens in each run."""
 STOP_TIMEOUT_S = 20.0
 """What vLLM may take to end its engine."""
 
@@ -85,13 +92,19 @@ class Target:
 
     Attributes:
         tokens: Length of each reply.
+        run: The run's number, of `RUN_DIGITS` digits.
         url: gRPC endpoint of a server, None for bare vLLM.
         checkpoint: Folder or hub name that bare vLLM loads.
     """
 
     tokens: int
+    run: str
     url: str | None = None
     checkpoint: str = ""
+
+    def question(self, number: int) -> str:
+        """Returns a question that no other run asks."""
+        return QUESTION.format(run=self.run, number=number)
 
 
 #: Asks question number n and adds to the round when each piece came and how many tokens there were.
@@ -205,7 +218,7 @@ async def _triton(target: Target) -> AsyncIterator[Ask]:
         async def ask(number: int, done: Round) -> None:
             times, count = [], 0
             began = time.perf_counter()
-            question = QUESTION.format(number)
+            question = target.question(number)
             async for delta in voice.chat(question, max_tokens=target.tokens, temperature=0, ignore_eos=True):
                 if isinstance(delta, ReplyDelta | ReasoningDelta):
                     times.append(time.perf_counter())
@@ -232,7 +245,7 @@ async def _bare(target: Target) -> AsyncIterator[Ask]:
     async def ask(number: int, done: Round) -> None:
         times, count = [], 0
         began = time.perf_counter()
-        messages = [{"role": "user", "content": QUESTION.format(number)}]
+        messages = [{"role": "user", "content": target.question(number)}]
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )

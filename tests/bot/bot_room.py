@@ -199,7 +199,9 @@ async def conversing(
     memory = memory or Memory(chosen.voice, chosen.language)
     services = Services.of(chosen, turn, memory)
     services.stt = ScriptedSTT(url=url, hears=hears, eager_transcripts=turn.eager)
-    services.llm = llm = ScriptedLLM(url=url, replies=replies, after_tool=after_tool)
+    services.llm = llm = ScriptedLLM(
+        url=url, replies=replies, after_tool=after_tool, answer_timeout_s=chosen.answer_timeout_s
+    )
     room, events, latencies = LoopbackTransport(), Events(), []
 
     async def on_latency(latency: TurnLatency) -> None:

@@ -28,6 +28,14 @@ LONG = "The first part of this answer is long. The second part of it is longer s
 CALL = "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>"
 
 
+async def test_a_reply_that_does_not_come_in_time_is_apologised_for(server, says):
+    replies = [says("Too late.", step_ms=4000)]
+    async with conversing(server.grpc, replies=replies, answer_timeout_s=1.0, apology="Oh dear.") as guest:
+        await guest.say()
+        await guest.events.until_frame(BotStoppedSpeakingFrame)
+        assert guest.transcript[-1] == ("assistant", "Oh dear.")
+
+
 async def test_two_turns_with_a_greeting(server, says):
     async with conversing(
         server.grpc,

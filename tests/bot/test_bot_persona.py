@@ -6,7 +6,10 @@ import datetime
 
 import pytest
 
+from bot import Conversation
 from voice_bot import persona
+from voice_bot.memory import Memory
+from voice_bot.settings import BotSettings, TurnTaking
 
 EVENING = datetime.datetime(2026, 1, 15, 18, 5, tzinfo=datetime.UTC)
 
@@ -66,3 +69,20 @@ def test_the_language_model_is_told_of_both_tools_and_of_the_language():
     assert set(declared["get_weather"]["properties"]) == {"city", "day"}
     assert persona.system_prompt("en") == persona.SYSTEM_PROMPT
     assert persona.system_prompt("de").endswith("Answer in German.")
+
+
+@pytest.mark.parametrize("language", persona.LANGUAGE_NAMES)
+def test_the_bot_says_in_the_conversations_language_that_it_has_no_answer(language):
+    said = apology(language)
+    assert said and (said == apology("en")) == (language == "en")
+
+
+def test_what_the_bot_says_without_an_answer_can_be_set_or_left_out():
+    assert apology("de", apology="Moment!") == "Moment!"
+    assert apology("de", apology="") == ""
+    assert apology("tlh") == apology("en")  # a language that nobody has translated it to
+
+
+def apology(language, **settings):
+    memory = Memory("aria", language)
+    return Conversation(BotSettings(**settings), TurnTaking(), memory, None, None, None).apology

@@ -21,7 +21,7 @@ import pytest
 import soundfile
 
 from support import speechlike
-from triton_voice import InvalidInput, ModelNotReady, ServerFault, ServerFull, ServerGone, TritonVoice
+from triton_voice import InvalidInput, ModelNotReady, ServerFault, ServerGone, TritonVoice
 from triton_voice_chaos.subject import processes_left
 
 CLI = [str(Path(sys.executable).parent / "triton-voice")]
@@ -231,7 +231,7 @@ def test_a_dead_llm_engine_is_replaced_under_supervision_and_no_caller_notices(t
 
     with killed_on_failure(serve):
         asyncio.run(talk())
-        with pytest.raises(ServerFull, match="the server is stopping"):
+        with pytest.raises(ServerGone, match="the server is stopping"):
             asyncio.run(say_goodbye())
         serve.stderr.read()
     assert serve.returncode == 0

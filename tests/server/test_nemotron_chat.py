@@ -6,7 +6,7 @@ import json
 import pytest
 import tritonclient.grpc.aio as triton
 
-from llm_client import HI, MODEL, calls, chat, finish, joined, reply, tensors, until_running
+from llm_client import HI, MODEL, calls, chat, finish, joined, reply, tensors, until_engine_runs, until_running
 from triton_voice import InvalidInput
 
 WEATHER = {
@@ -76,10 +76,12 @@ async def test_a_cancelled_chat_frees_the_engine(server, client):
     stream = client.stream_infer(requests())
     reader = asyncio.create_task(_drain(stream))
     await until_running(server, 1)
+    await until_engine_runs(server, 1)
     stream.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reader
     await until_running(server, 0)
+    await until_engine_runs(server, 0)
 
 
 async def _drain(stream):

@@ -41,7 +41,7 @@ def server(tiny, tmp_path_factory):
     settings = ServerSettings(
         grpc_port=0, http_port=0, metrics_port=0, device="cpu", only=(MODEL,), model_repository=repository
     )
-    environment = {"NEMOTRON_PROFILE": PROFILE}
+    environment = {"NEMOTRON_PROFILE": PROFILE, "NEMOTRON_ENGINE_ARGS": '{"disable_log_stats": true}'}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(launch, "Launch", PlainLaunch)
         patched.setattr(process, "ENDPOINT_TIMEOUT_S", 240.0)  # Triton answers only when the models are loaded
@@ -66,6 +66,14 @@ async def test_a_profile_serves_another_checkpoint(server, client):
     assert sum(isinstance(answer, list) for answer in ended) >= QUEUED
 
 
+async def test_steps_are_counted_though_statistics_are_off(server, client):
+    """`serve` tells by them a model that hangs from one that is busy."""
+    before = server.metric("triton_voice_llm_steps_total")
+    await chat(client, max_tokens=20, ignore_eos=True)
+    await until_metric(server, "triton_voice_llm_steps_total", lambda value: value >= before + 20)
+    assert server.metric("vllm:generation_tokens_total") == 0
+
+
 async def test_when_the_engine_dies_everyone_is_told_and_nobody_hangs(server, client):
     """The last test of this server. Nothing can unload the model in this mode, so each request is refused instead."""
     hurt = [asyncio.create_task(chat(client, ignore_eos=True, max_tokens=8000)) for _ in range(2)]
@@ -79,11 +87,13 @@ async def test_when_the_engine_dies_everyone_is_told_and_nobody_hangs(server, cl
         assert isinstance(error, ServerFault)
         assert "the engine died" in str(error)
     await until_metric(server, "triton_voice_llm_engine_up", lambda value: value == 0)
+    refused = server.metric("triton_voice_llm_requests_refused_total")
     for _ in range(3):
         with pytest.raises(TritonVoiceError, match="its engine died, and it must be loaded again"):
             await chat(client)
         with pytest.raises(TritonVoiceError, match="its engine died, and it must be loaded again"):
             await generate(client)
+    await until_metric(server, "triton_voice_llm_requests_refused_total", lambda value: value == refused + 6)
     assert await client.is_server_live()
     assert server.server.wait(0) is None  # the model's process did not take the server with it
     assert "--model-control-mode=explicit; restart the server" in server.server.log_file.read_text(errors="replace")

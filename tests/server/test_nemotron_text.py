@@ -8,7 +8,18 @@ import re
 import pytest
 import tritonclient.grpc.aio as triton
 
-from llm_client import ENDLESS, GREEDY, MODEL, PROMPT, generate, reply, responses, tensors, until_running
+from llm_client import (
+    ENDLESS,
+    GREEDY,
+    MODEL,
+    PROMPT,
+    generate,
+    reply,
+    responses,
+    tensors,
+    until_engine_runs,
+    until_running,
+)
 from triton_voice import InvalidInput, TritonVoiceError
 
 
@@ -157,10 +168,12 @@ async def test_a_cancelled_stream_frees_the_engine(server, client):
     reader = asyncio.create_task(read())
     await started.wait()
     await until_running(server, 1)
+    await until_engine_runs(server, 1)
     stream.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reader
     await until_running(server, 0)
+    await until_engine_runs(server, 0)
     assert await reply(client) != ""
 
 
@@ -169,11 +182,13 @@ async def test_a_vanished_client_frees_the_engine_though_nothing_is_sent_to_it(s
     other = triton.InferenceServerClient(server.grpc)
     task = asyncio.create_task(generate(other, sampling=ENDLESS))  # not streaming: no response before the end
     await until_running(server, 1)
+    await until_engine_runs(server, 1)
     task.cancel()
     await other.close()
     with pytest.raises((asyncio.CancelledError, TritonVoiceError)):
         await task
     await until_running(server, 0)
+    await until_engine_runs(server, 0)
     assert await reply(client) != ""
 
 

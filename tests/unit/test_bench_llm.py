@@ -1,5 +1,6 @@
 """The language model's benchmark: what it makes of times and tokens, and its plot."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,34 @@ def test_a_side_that_answered_nothing_has_no_figures():
     assert row["first_token_ms"] is None
     assert row["tokens_per_s"] is None
     assert "added_first_token_ms" not in row
+
+
+def test_each_run_asks_questions_of_its_own_and_both_sides_the_same(monkeypatch):
+    """A server remembers the prompts of the run before, the bare engine is new each time."""
+    runs = []
+
+    class Side(contextlib.nullcontext):
+        def __init__(self, target):
+            super().__init__(self)
+            self.asks, self.seen = target.question, asked.setdefault(target.url, [])
+
+        def parts(self):
+            return {}
+
+        def round(self, chats):
+            self.seen.extend(self.asks(number) for chat in chats for number in chat)
+            return one_round([0.01], 0.001, 10, 1.0)
+
+    monkeypatch.setattr(llm, "Side", Side)
+    for _ in range(2):
+        asked = {}
+        llm.run(llm.LlmBench((1, 2), rounds=2, questions=3, checkpoint="x"), "localhost:1", "made up")
+        ours, bare = asked.values()
+        assert ours == bare and len({*ours}) == len(ours) == 3 * (1 + 2) * 3
+        runs.append(ours)
+    assert not {*runs[0]} & {*runs[1]}
+    assert [*map(len, runs[0])] == [*map(len, runs[1])]
+    assert len({question.split()[0] for run in runs for question in run}) == 2  # prompts are cached from the front
 
 
 def test_a_random_checkpoint_is_made_and_says_so(tmp_path, monkeypatch):

@@ -31,6 +31,17 @@ from triton_voice.errors import from_triton
         ("StatusCode.NOT_FOUND", "sequence 7 was silent for too long", SequenceLost),
         ("StatusCode.INTERNAL", "the engine died", ServerFault),
         (None, "UNAVAILABLE: all 8 voices speak", ServerFull),
+        (None, "UNAVAILABLE: the server is stopping", ServerGone),
+        (None, "UNAVAILABLE: the model is being unloaded", ModelNotReady),
+        (
+            "StatusCode.UNAVAILABLE",
+            "the model is not ready: its engine died, and it must be loaded again",
+            ModelNotReady,
+        ),
+        # Triton's own refusals; a model that is not ours lacks an input. On a stream they have no status.
+        (None, "[request id: 1] unexpected inference input 'chat_request' for model 'nemotron'", InvalidInput),
+        (None, "[request id: <id_unknown>] expected 2 inputs but got 1 inputs for model 'nemotron'", InvalidInput),
+        (None, "expected number of inputs between 1 and 4 but got 5 inputs for model 'nemotron'", InvalidInput),
     ],
 )
 def test_a_servers_error_becomes(status, message, kind):

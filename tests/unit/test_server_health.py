@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from triton_voice import InvalidInput, ServerFault, ServerFull, ServerGone
 from triton_voice.server import health, pulse
@@ -20,11 +22,91 @@ def test_a_reloaded_models_process_is_the_newest(order, monkeypatch):
     def process(pid):
         if pid == 3:
             raise psutil.NoSuchProcess(pid)
-        command = [f"/backends/python/{STUB}", "/repository/nemotron/1/model.py"]
-        return SimpleNamespace(pid=pid, cmdline=lambda: command, create_time=lambda: 100.0 * pid)
+        return _stub(pid, "/repository/nemotron/1/model.py")
 
     monkeypatch.setattr(health.psutil, "Process", process)
-    assert health.find_stubs([*order, 3], ["nemotron", "magpie"])["nemotron"].pid == 2
+    found = health.find_stubs([*order, 3], ["nemotron", "magpie"], Path("/repository"))
+    assert {model: stub.pid for model, stub in found.items()} == {"nemotron": 2}
+
+
+def test_a_repository_below_a_folder_of_a_models_name_confuses_nobody(monkeypatch):
+    repository = Path("/home/me/nemotron/magpie/repository")
+    models = {1: "parakeet", 2: "nemotron", 3: "magpie"}
+    monkeypatch.setattr(health.psutil, "Process", lambda pid: _stub(pid, f"{repository}/{models[pid]}/1/model.py"))
+    found = health.find_stubs(models, models.values(), repository)
+    assert {stub.pid: model for model, stub in found.items()} == models
+
+
+def _stub(pid, path):
+    command = [f"/backends/python/{STUB}", path, "triton_voice_1", "1048576", "/backends/python"]
+    return SimpleNamespace(pid=pid, cmdline=lambda: command, create_time=lambda: 100.0 * pid)
+
+
+class Clock:
+    """A monotonic clock that is set by hand."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """A watch whose server answers until it is told not to, and its clock."""
+    clock, server = Clock(), SimpleNamespace(answers=True, close=lambda: None)
+
+    def is_model_ready(name, client_timeout):
+        if server.answers:
+            return True
+        clock.now += client_timeout
+        raise InferenceServerException("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED")
+
+    server.is_model_ready = is_model_ready
+    monkeypatch.setattr(health, "time", clock)
+    monkeypatch.setattr(health, "_runs", lambda process: True)
+    watch = health.Watch(lambda: server, None)
+    watch.add({"magpie": SimpleNamespace()})
+    assert not watch.look().hangs
+    return watch, clock, server
+
+
+def test_a_silent_server_hangs_after_a_while_and_not_before(silent):
+    watch, clock, server = silent
+    server.answers = False
+    began, looks = clock.now, 0
+    while not (state := watch.look()).hangs:
+        clock.now += 0.5
+        looks += 1
+    assert state.silent_s == clock.now - began > health.SILENCE_S
+    assert looks > 3
+    server.answers = True
+    assert watch.look().silent_s == 0.0
+
+
+@pytest.mark.parametrize("asleep", ["between two looks", "within a look"])
+def test_time_in_which_the_watcher_did_not_run_is_no_silence(silent, asleep):
+    """A paused container, or a host that starves: the server did not run either."""
+    watch, clock, server = silent
+    server.answers = False
+    if asleep == "within a look":
+        _sleeps_once(server, clock)
+    else:
+        clock.now += 3600.0
+    assert not watch.look().hangs
+    assert not watch.look().hangs
+
+
+def _sleeps_once(server, clock):
+    asked = server.is_model_ready
+
+    def is_model_ready(name, client_timeout):
+        clock.now += 3600.0
+        server.is_model_ready = asked
+        return asked(name, client_timeout)
+
+    server.is_model_ready = is_model_ready
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ takes them ride together in one response instead of queueing up.
 
 Asking whether a client has cancelled costs 40 to 70 microseconds, so it is not asked per token: each open reply is
 asked every `WATCH_PERIOD_S`, one at a time while nothing is to be sent, from its arrival on. A request that waits or is
-in prefill is therefore seen as quickly as one that streams.
+in prefill is therefore seen as quickly as one that streams, and one that is dropped costs the engine the steps of that
+time: a single one only where steps take longer.
 """
 
 from __future__ import annotations

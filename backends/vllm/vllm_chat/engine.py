@@ -65,7 +65,7 @@ class LlmEngine:
         parsers: Names of vLLM's parsers for chat, see `settings.PARSER_ARGS`.
         loras: Folders of LoRA adapters by name.
         observer: Hears what happens.
-        with_statistics: Tell the observer of every step; vLLM collects nothing otherwise.
+        with_statistics: Tell the observer what every step did; vLLM collects nothing otherwise, and steps are counted.
 
     Raises:
         LoadFailed: If vLLM cannot load the model; its cause is vLLM's own exception.
@@ -118,6 +118,8 @@ class LlmEngine:
             # vLLM adds a Prometheus registry of its own, which nobody here reads and which costs time in every step.
             loggers = llm.logger_manager.stat_loggers
             loggers[:] = [logger for logger in loggers if not isinstance(logger, PrometheusStatLogger)]
+        if not self._stat_loggers:
+            statistics.count_steps(llm, self._observer)
         try:
             chat = Chat(llm, model_name, chat_template_kwargs, parsers, self._loras)
             # The first prompt, the first chat template and the first steps cost more than the others; ready means warm.
@@ -139,7 +141,7 @@ class LlmEngine:
         """Begin to answer a request; everything, errors too, goes to `reply`. Returns at once, callable anywhere."""
         job = Job(request, reply, uuid.uuid4().hex, self._cancel_soon)
         if not self._call(self._begin, job):
-            self._courier.fail(job.parcel, Unavailable(_UNLOADING))
+            self._refuse(job, _UNLOADING)
 
     def reject(self, error: BackendError, reply: Reply) -> None:
         """Answer a request that could not even be read."""
@@ -169,7 +171,7 @@ class LlmEngine:
 
     def _begin(self, job: Job) -> None:
         if self._closing or self._dead:
-            self._courier.fail(job.parcel, Unavailable(_DEAD if self._dead else self._closing))
+            self._refuse(job, _DEAD if self._dead else self._closing)
             return
         self._jobs.add(job)
         self._observer.in_flight(len(self._jobs))
@@ -180,6 +182,10 @@ class LlmEngine:
         self._loop.call_soon(self._courier.open, job.parcel)
         if job.cancelled:
             job.task.cancel()
+
+    def _refuse(self, job: Job, why: str) -> None:
+        self._observer.refused()
+        self._courier.fail(job.parcel, Unavailable(why))
 
     def _cancel_soon(self, job: Job) -> None:
         self._call(self._cancel, job)

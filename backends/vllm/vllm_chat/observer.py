@@ -66,8 +66,11 @@ class Observer:
     def stepped(self, step: Step) -> None:
         """Hear what a step did."""
 
+    def ticked(self) -> None:
+        """Hear that the engine made a step, when there are no statistics of it."""
+
     def refused(self) -> None:
-        """Hear that a request found the queue full."""
+        """Hear that a request was not taken: the queue full, the engine dead, the server stopping. In any thread."""
 
     def died(self) -> None:
         """Hear that the engine's process is gone. Requests fail from now on."""

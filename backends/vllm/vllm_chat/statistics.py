@@ -1,10 +1,11 @@
-"""Translates vLLM's statistics of each step for an `Observer`."""
+"""Tells an `Observer` of each step: vLLM's statistics, or that there was one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
@@ -76,3 +77,18 @@ class StepLogger(StatLoggerBase):
 def factory(observer: Observer, on_end: Callable[[], None]) -> Callable[[Any, int], StepLogger]:
     """What `AsyncLLM` takes as one of its `stat_loggers`, see `StepLogger`."""
     return lambda vllm_config, engine_index: StepLogger(observer, on_end)
+
+
+def count_steps(llm: AsyncLLM, observer: Observer) -> None:
+    """Has an observer hear of each step of an engine without statistics: whoever watches it tells hanging from busy so.
+
+    vLLM calls this method of its output processor after each step's outputs, whether there are statistics or not.
+    """
+    processor: Any = llm.output_processor
+    update = processor.update_scheduler_stats
+
+    def ticked(stats: SchedulerStats | None) -> None:
+        update(stats)
+        observer.ticked()
+
+    processor.update_scheduler_stats = ticked

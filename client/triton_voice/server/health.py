@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import tritonclient.grpc as triton_grpc
@@ -17,6 +18,9 @@ from triton_voice.server.pulse import Pulses
 READY_TIMEOUT_S = 5.0
 SILENCE_S = 30.0
 """A running tritonserver that answers no health check for so long hangs; it answers them from threads of their own."""
+MAX_LOOK_S = READY_TIMEOUT_S + 2.0
+"""What one look counts of a silence at most: time in which this program itself did not run (a paused container, a host
+that starves) says nothing about the server."""
 ENGINE_GRACE_S = 15.0
 """What the vllm backend may take to unload itself after its engine was killed, before it counts as hung itself."""
 
@@ -32,7 +36,7 @@ class Health:
             engine dies. Their requests have been answered; they can be loaded again beside the others.
         hung: Models whose process lives and serves nobody, and the sentence that says how that shows. Their requests
             are ended as those of the dead are.
-        silent_s: Seconds since the server last answered; 0 if it just did.
+        silent_s: Seconds that were looked without an answer from the server; 0 if it just answered.
     """
 
     dead: tuple[str, ...] = ()
@@ -59,7 +63,7 @@ class Watch:
         self._start_pulses = pulses
         self._pulses: Pulses | None = None
         self._client: triton_grpc.InferenceServerClient | None = None
-        self._answered_at = 0.0
+        self._silent_s = self._looked_at = 0.0
         self._stubs: dict[str, psutil.Process] = {}
         self._former: dict[str, psutil.Process] = {}
 
@@ -108,12 +112,15 @@ class Watch:
                     unloaded.append(name)
                 elif not runs:
                     dead.append(name)
-            self._answered_at = time.monotonic()
+            self._silent_s, self._looked_at = 0.0, time.monotonic()
             if self._pulses is not None:
                 hung = {name: why for name, why in self._pulses.hung().items() if name not in (*dead, *unloaded)}
         except InferenceServerException:  # the server itself ends, is busy or hangs; `wait` and the silence tell which
             dead = [name for name, stub in stubs.items() if not _runs(stub)]
-        return Health(tuple(sorted(dead)), tuple(sorted(unloaded)), hung, time.monotonic() - self._answered_at)
+            now = time.monotonic()
+            self._silent_s += min(now - self._looked_at, MAX_LOOK_S)
+            self._looked_at = now
+        return Health(tuple(sorted(dead)), tuple(sorted(unloaded)), hung, self._silent_s)
 
     def end_engine(self, model: str) -> bool:
         """Kills the processes behind a hung model's own, so that it fails its requests and unloads itself.
@@ -144,19 +151,20 @@ class Watch:
 
     def _begin(self, models: Iterable[str]) -> None:
         self._client = self._connect()
-        self._answered_at = time.monotonic()
+        self._silent_s, self._looked_at = 0.0, time.monotonic()
         if self._start_pulses is not None:
             self._pulses = self._start_pulses()
             for model in models:
                 self._pulses.follow(model)
 
 
-def find_stubs(pids: Iterable[int], models: Iterable[str]) -> dict[str, psutil.Process]:
-    """Finds the process of each model: Python backend stubs get the path of their `model.py` as an argument.
+def find_stubs(pids: Iterable[int], models: Iterable[str], repository: Path) -> dict[str, psutil.Process]:
+    """Finds the process of each model: Python backend stubs get a path in their model's folder as an argument.
 
     Args:
         pids: Processes of one server.
         models: Whose stubs.
+        repository: The model repository, as the server was told.
     """
     wanted, stubs, born = tuple(models), dict[str, psutil.Process](), dict[str, float]()
     for pid in pids:
@@ -166,7 +174,8 @@ def find_stubs(pids: Iterable[int], models: Iterable[str]) -> dict[str, psutil.P
             if words and words[0].endswith(STUB):
                 for model in wanted:
                     # The newest: Triton may keep the process of an unloaded model beside that of its successor.
-                    if any(f"/{model}/" in word for word in words[1:]) and at >= born.get(model, at):
+                    folder = f"{repository}/{model}/"
+                    if any(word.startswith(folder) for word in words[1:]) and at >= born.get(model, at):
                         stubs[model], born[model] = process, at
     return stubs
 

@@ -94,10 +94,9 @@ class Launch:
     def command(self) -> list[str]:
         """Returns the command line."""
         s = self.settings
-        repository = s.model_repository or project_root() / "model_repository"
         return [
             str(self.install.binary),
-            f"--model-repository={repository}",
+            f"--model-repository={s.repository}",
             f"--backend-directory={self.run_dir}/backends",
             "--model-control-mode=explicit",
             f"--grpc-restricted-protocol={ADMIN_APIS}:{ADMIN_KEY}={self.admin_key}",

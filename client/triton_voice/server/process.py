@@ -375,7 +375,7 @@ class TritonServer:
         return event
 
     def _find_stubs(self, models: list[str]) -> dict[str, psutil.Process]:
-        return find_stubs(self._traces.family() if self._traces else (), models)
+        return find_stubs(self._traces.family() if self._traces else (), models, self.settings.repository)
 
     def _pulses(self) -> Pulses:
         voice = TritonVoice(

@@ -108,6 +108,11 @@ class ServerSettings(BaseSettings):
     tls_client_ca: Path | None = None
 
     @property
+    def repository(self) -> Path:
+        """The model repository that is served."""
+        return (self.model_repository or project_root() / "model_repository").absolute()
+
+    @property
     def http_host(self) -> str:
         """Address of the HTTP port: loopback where gRPC is encrypted, because Triton's HTTP never is."""
         return self.host if self.tls_cert is None else "127.0.0.1"
