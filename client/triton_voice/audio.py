@@ -99,7 +99,7 @@ async def microphone(chunk_s: float) -> AsyncGenerator[Samples, None]:
         import sounddevice
     except (ImportError, OSError) as error:
         raise InvalidInput(
-            "the microphone needs `pip install triton-voice[microphone]` and the system's libportaudio2 "
+            "the microphone needs `pip install -e '.[microphone]'` in the checkout and the system's libportaudio2 "
             f"(apt-get install libportaudio2): {error}"
         ) from error
     loop = asyncio.get_running_loop()

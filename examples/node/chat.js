@@ -17,7 +17,7 @@ try {
     if (usage) console.log(`\n(${usage.prompt_tokens} tokens in, ${usage.completion_tokens} out)`);
   }
 } catch (error) {
-  console.error(`error: ${error.details ?? error.message}`);
+  console.error(`error: ${error.rawMessage ?? error.message}`);
   process.exitCode = 1;
 } finally {
   client.close();

@@ -29,7 +29,7 @@ try {
   writeWav(file, samples, RATE);
   console.log(`${(samples.length / RATE).toFixed(2)} s in ${file}`);
 } catch (error) {
-  console.error(`error: ${error.details ?? error.message}`); // e.g. INVALID_ARGUMENT: voice 'x': there are aria, ...
+  console.error(`error: ${error.rawMessage ?? error.message}`); // e.g. INVALID_ARGUMENT: voice 'x': there are aria, ...
   process.exitCode = 1;
 } finally {
   client.close();

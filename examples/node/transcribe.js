@@ -35,8 +35,8 @@ try {
     if (answer.IS_FINAL) console.log(`words   ${answer.WORDS}`);
   }
 } catch (error) {
-  // RESOURCE_EXHAUSTED and UNAVAILABLE: try again later. INVALID_ARGUMENT: `details` says what is allowed.
-  console.error(`error: ${error.details ?? error.message}`);
+  // RESOURCE_EXHAUSTED and UNAVAILABLE: try again later. INVALID_ARGUMENT: `rawMessage` says what is allowed.
+  console.error(`error: ${error.rawMessage ?? error.message}`);
   process.exitCode = 1;
 } finally {
   client.close();

@@ -2,33 +2,24 @@
  * Triton's gRPC from Node.js: the two calls that triton-voice needs, and how their tensors are packed.
  *
  * A unary ModelInfer carries one piece of audio of a sequence (speech to text). ModelStreamInfer carries one request and
- * many responses (text to speech, chat).
+ * many responses (text to speech, chat). Messages and service are stubs/, generated from ../proto (npm run stubs).
  */
-import { fileURLToPath } from "node:url";
-import grpc from "@grpc/grpc-js";
-import protoLoader from "@grpc/proto-loader";
+import { createClient } from "@connectrpc/connect";
+import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import { GRPCInferenceService } from "./stubs/grpc_service_pb.js";
 
-const PROTO = fileURLToPath(new URL("../proto", import.meta.url));
-const schema = protoLoader.loadSync("grpc_service.proto", {
-  includeDirs: [PROTO],
-  keepCase: true,
-  longs: Number,
-  defaults: true,
-});
-const { inference } = grpc.loadPackageDefinition(schema);
-
-/** Connects to `host:port`. Audio of one request may be longer than gRPC's 4 MB. */
+/** Connects to `host:port`: a client with a method for each of the service's calls, and `close()`. */
 export function connect(server = process.env.TRITON_VOICE_URL ?? "127.0.0.1:8001") {
-  return new inference.GRPCInferenceService(server, grpc.credentials.createInsecure(), {
-    "grpc.max_send_message_length": -1,
-    "grpc.max_receive_message_length": -1,
-  });
+  const baseUrl = `http://${server}`;
+  const sessionManager = new Http2SessionManager(baseUrl);
+  const client = createClient(GRPCInferenceService, createGrpcTransport({ baseUrl, sessionManager }));
+  return Object.assign(client, { close: () => sessionManager.abort() });
 }
 
 /** An INT16 tensor: mono PCM, little-endian as in a WAV file. */
 export function audioTensor(name, samples) {
   const bytes = Buffer.from(samples.buffer, samples.byteOffset, samples.byteLength);
-  return { tensor: { name, datatype: "INT16", shape: [1, samples.length] }, bytes };
+  return { tensor: { name, datatype: "INT16", shape: [1n, BigInt(samples.length)] }, bytes };
 }
 
 /** A BYTES tensor of one string: its length in four bytes, then UTF-8. */
@@ -36,21 +27,22 @@ export function textTensor(name, text) {
   const utf8 = Buffer.from(text, "utf8");
   const length = Buffer.alloc(4);
   length.writeUInt32LE(utf8.length);
-  return { tensor: { name, datatype: "BYTES", shape: [1] }, bytes: Buffer.concat([length, utf8]) };
+  return { tensor: { name, datatype: "BYTES", shape: [1n] }, bytes: Buffer.concat([length, utf8]) };
 }
 
 /** The request: tensors raw, in the order of `inputs`; parameters typed by what they are. */
 export function request(model, tensors, parameters = {}) {
-  const typed = ([name, value]) => {
-    if (typeof value === "boolean") return [name, { bool_param: value }];
-    if (Number.isInteger(value)) return [name, { int64_param: value }];
-    if (typeof value === "number") return [name, { double_param: value }];
-    return [name, { string_param: String(value) }];
+  const choice = (value) => {
+    if (typeof value === "boolean") return { case: "boolParam", value };
+    if (Number.isInteger(value)) return { case: "int64Param", value: BigInt(value) };
+    if (typeof value === "number") return { case: "doubleParam", value };
+    return { case: "stringParam", value: String(value) };
   };
+  const typed = ([name, value]) => [name, { parameterChoice: choice(value) }];
   return {
-    model_name: model,
+    modelName: model,
     inputs: tensors.map(({ tensor }) => tensor),
-    raw_input_contents: tensors.map(({ bytes }) => bytes),
+    rawInputContents: tensors.map(({ bytes }) => bytes),
     parameters: Object.fromEntries(Object.entries(parameters).map(typed)),
   };
 }
@@ -59,7 +51,8 @@ export function request(model, tensors, parameters = {}) {
 export function outputs(response) {
   const values = {};
   response.outputs.forEach(({ name, datatype }, i) => {
-    const raw = response.raw_output_contents[i];
+    const { buffer, byteOffset, length } = response.rawOutputContents[i];
+    const raw = Buffer.from(buffer, byteOffset, length);
     if (datatype === "INT16") {
       values[name] = new Int16Array(raw.length / 2).map((_, at) => raw.readInt16LE(2 * at));
     } else if (datatype === "BOOL") {
@@ -71,12 +64,9 @@ export function outputs(response) {
   return values;
 }
 
-/** One unary call; rejects with gRPC's error, whose `code` and `details` are the server's. */
-export function infer(client, message, deadlineS = 30) {
-  const deadline = Date.now() + deadlineS * 1000;
-  return new Promise((resolve, reject) => {
-    client.ModelInfer(message, { deadline }, (error, response) => (error ? reject(error) : resolve(outputs(response))));
-  });
+/** One unary call; throws Connect's error, whose `code` and `rawMessage` are the server's. */
+export async function infer(client, message, deadlineS = 30) {
+  return outputs(await client.modelInfer(message, { timeoutMs: deadlineS * 1000 }));
 }
 
 /**
@@ -86,15 +76,21 @@ export function infer(client, message, deadlineS = 30) {
  * name of its status: messages of a stream have no status codes.
  */
 export async function* inferStream(client, message) {
-  const call = client.ModelStreamInfer();
+  const call = new AbortController();
+  let end;
+  const ended = new Promise((resolve) => (end = resolve));
+  async function* requests() {
+    yield message;
+    await ended;
+  }
   try {
-    call.write(message);
-    for await (const { error_message: error, infer_response: response } of call) {
-      if (error) throw new Error(error);
-      yield outputs(response);
-      if (response.parameters.triton_final_response?.bool_param) call.end();
+    for await (const { errorMessage, inferResponse } of client.modelStreamInfer(requests(), { signal: call.signal })) {
+      if (errorMessage) throw new Error(errorMessage);
+      yield outputs(inferResponse);
+      if (inferResponse.parameters.triton_final_response?.parameterChoice.value) end();
     }
   } finally {
-    call.cancel();
+    end();
+    call.abort();
   }
 }

@@ -22,11 +22,13 @@ class CuttingProxy:
     Args:
         target: `host:port` of the server.
         seed: Of the random times.
+        source: Address of this machine from which the server sees the connections come; None: as the system chooses.
     """
 
-    def __init__(self, target: str, seed: int = 0):
+    def __init__(self, target: str, seed: int = 0, source: str | None = None):
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
+        self._source = (source, 0) if source else None
         self._random = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -63,7 +65,7 @@ class CuttingProxy:
         assert task is not None
         self._connections.add(task)
         try:
-            there, back = await asyncio.open_connection(*self._target)
+            there, back = await asyncio.open_connection(*self._target, local_addr=self._source)
         except OSError:
             writer.close()
             self._connections.discard(task)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import wave
 from pathlib import Path
 
@@ -18,6 +19,13 @@ from support_docs import ROOT, fenced
 NODE = ROOT / "examples/node"
 QUESTION = ROOT / "client/triton_voice/data/question.wav"
 DEADLINE_S = 300
+LEAVES_EARLY = """
+import { connect, inferStream, request, textTensor } from "./triton.js";
+const client = connect();
+for await (const _ of inferStream(client, request("magpie", [textTensor("TEXT", process.argv[1])]))) break;
+await new Promise((resolve) => setTimeout(resolve, 10_000));  // the connection stays open: it is not what cancels
+client.close();
+"""
 
 
 def run(command: list[str], cwd: Path, server: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -42,7 +50,7 @@ def speech(file: Path) -> np.ndarray:
 @pytest.fixture
 def node() -> str:
     found = shutil.which("node")
-    if found is None or not (NODE / "node_modules/@grpc/grpc-js").is_dir():
+    if found is None or not (NODE / "node_modules/@connectrpc/connect-node").is_dir():
         pytest.skip("needs Node.js and `npm ci` in examples/node")
     return found
 
@@ -85,3 +93,13 @@ def test_node_says_what_was_refused(server, node, tmp_path):
     assert not (tmp_path / "x.wav").exists()
     wrong = run([node, "transcribe.js", str(NODE / "package.json")], NODE, server.grpc, code=1)
     assert "no WAV file" in wrong.stderr
+
+
+def test_node_that_leaves_a_stream_early_cancels_it_on_the_server(server, node):
+    before = server.metric("magpie_cancelled_total")
+    words = [node, "--input-type=module", "--eval", LEAVES_EARLY, "It is sunny in Paris. " * 20]
+    with subprocess.Popen(words, cwd=NODE, env={**os.environ, "TRITON_VOICE_URL": server.grpc}) as leaving:
+        while server.metric("magpie_cancelled_total") == before and leaving.poll() is None:
+            time.sleep(0.1)
+        assert leaving.poll() is None
+        leaving.kill()

@@ -107,7 +107,8 @@ def test_probes_ask_the_models_and_a_stop_waits_for_the_streams() -> None:
     assert "--answer" in SERVER_CONTAINER["livenessProbe"]["exec"]["command"]
     stop = SERVER_CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert (ROOT / stop[1]).is_file()
-    drained = float(stop[stop.index("--timeout") + 1])
+    environment = {variable["name"]: variable["value"] for variable in SERVER_CONTAINER["env"]}
+    drained = float(environment["TRITON_VOICE_DRAIN_S"])
     ending = DRAIN_S + ServerSettings.model_fields["stop_timeout_s"].default
     assert SERVER["terminationGracePeriodSeconds"] >= drained + ending
 
@@ -134,6 +135,19 @@ def test_balancer_knows_the_replicas_asks_all_models_and_is_let_through() -> Non
     assert set(re.findall(r"/v2/models/(\w+)/ready", BALANCER)) == set(MODELS)
     policy = one("NetworkPolicy", "server")["spec"]["ingress"][0]
     assert {port["port"] for port in policy["ports"]} == {"http", "grpc"}
+
+
+def test_no_image_can_change_under_its_name() -> None:
+    (container,) = pod("Deployment", "balancer")["containers"]
+    assert re.fullmatch(r"haproxy:\d+\.\d+\.\d+-alpine", container["image"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+", KUSTOMIZATION["images"][0]["newTag"])
+
+
+def test_the_limit_per_client_is_the_one_that_the_configuration_reads() -> None:
+    (container,) = pod("Deployment", "balancer")["containers"]
+    (variable,) = container["env"]
+    (default,) = re.findall(rf"\${{{variable['name']}-(\d+)}}", BALANCER)
+    assert variable["value"] == default
 
 
 def test_haproxy_takes_its_configuration() -> None:

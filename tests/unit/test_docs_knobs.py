@@ -1,4 +1,5 @@
-"""docs/tuning.md has every setting of the server, with the default that it has, and none that there is not."""
+"""docs/tuning.md has every setting of the server, with the default that it has, and none that there is not; and every
+variable that code reads is on some page."""
 
 from __future__ import annotations
 
@@ -9,10 +10,14 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from support_docs import ROOT
+from support_docs import ROOT, pages
 from triton_voice.server import ServerSettings
 
 MODELS = ("parakeet", "magpie", "nemotron")
+CODE = ("client", "bot", "perf", "training", "model_repository", "backends", "docker", "examples")
+# A name in quotes, in Node.js' `process.env`, or in HAProxy's `${NAME-default}`.
+VARIABLE = re.compile(r"""(?:["']|env\.|\$\{)((?:(?:TRITON_)?VOICE|PARAKEET|MAGPIE|NEMOTRON)_[A-Z0-9_]*[A-Z0-9])\b""")
+PRIVATE = {"TRITON_VOICE_SELF_CHECK"}  # docker/self_check.py tells its own second run by it
 
 
 def parameters(model: str) -> dict[str, str]:
@@ -68,3 +73,21 @@ def test_the_profiles_that_are_named_exist():
     assert set(re.findall(r"`(spark-[\w-]+)`", text)) == {name for name in profiles if name.startswith("spark")}
     for found in re.findall(r"NEMOTRON_ENGINE_ARGS='(\{.*?\})'", text):
         assert isinstance(json.loads(found), dict)
+
+
+def variables() -> dict[str, str]:
+    """Every variable of ours that code names, and one file that does."""
+    found = {}
+    for path in (path for folder in CODE for path in (ROOT / folder).rglob("*.*") if "node_modules" not in path.parts):
+        if path.suffix in (".py", ".js", ".cfg"):
+            where = str(path.relative_to(ROOT))
+            found |= {name: where for name in VARIABLE.findall(path.read_text())}
+    return found
+
+
+def test_every_variable_that_the_code_reads_is_on_a_page():
+    texts = [path.read_text() for path in (*pages(), ROOT / "docker/env.example") if path.name != "CHANGELOG.md"]
+    written = set(re.findall(r"[A-Z][A-Z0-9_]+", "\n".join(texts)))
+    read = variables()
+    assert {"TRITON_VOICE_URL", "VOICE_BIND", "TRITON_VOICE_TRITONSERVER"} <= set(read)  # they are seen at all
+    assert {name: where for name, where in read.items() if name not in written | PRIVATE} == {}

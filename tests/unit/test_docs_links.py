@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 from urllib.parse import unquote
 
@@ -46,6 +47,17 @@ def test_every_alert_has_its_section():
     known = anchors((ROOT / "docs/operating.md").read_text())
     assert names and len(runbooks) == len(names)
     assert [name for name in (n.lower() for n in names) if name not in known or name not in runbooks] == []
+
+
+def test_stubs_are_of_the_schema(tmp_path):
+    node = ROOT / "examples/node"
+    buf = node / "node_modules/.bin/buf"
+    if not buf.exists():
+        pytest.skip("needs `npm ci` in examples/node")
+    done = subprocess.run([buf, "generate", "--output", tmp_path], cwd=node, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = {path.name: path.read_text() for path in (tmp_path / "stubs").iterdir()}
+    assert made == {path.name: path.read_text() for path in (node / "stubs").iterdir()}, "run npm run stubs"
 
 
 def test_pictures_and_schema_are_what_their_scripts_make():

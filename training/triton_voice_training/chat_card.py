@@ -40,7 +40,7 @@ Dialogues of `training/triton_voice_training/world.py`, made by `chat_data.py`: 
 Cross-entropy on the assistant's own tokens. {steps:,} steps, {tokens:.0f} M tokens, {minutes:.1f} minutes on
 {machine}; the last loss was {loss:.4f}. To make it again:
 
-    python -m triton_voice_training.chat train --out build/chat --steps {steps} --batch-tokens {batch_tokens}
+    .venv/bin/python -m triton_voice_training.chat train --out build/chat --steps {steps} --batch-tokens {batch_tokens}
 
 ![loss and learning rate over time]({plot})
 
@@ -60,7 +60,8 @@ By what was asked, all kinds together:
 |---|---|---|
 {intents}
 
-To count again: `python -m triton_voice_training.chat evaluate checkpoints/nemotron-tiny --dialogues {dialogues}`.
+To count again:
+`.venv/bin/python -m triton_voice_training.chat evaluate checkpoints/nemotron-tiny --dialogues {dialogues}`.
 Through the server: `triton-voice eval --dialogues checkpoints/evaluation/dialogues.jsonl`.
 """
 

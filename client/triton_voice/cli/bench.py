@@ -257,7 +257,7 @@ def turn(
     """The whole bot in real time: from the user's last sound to its first, split by stage, and barge-in to silence."""
     require_package(plot)
     if importlib.util.find_spec("pipecat") is None:
-        fail("pipecat is not installed: pip install triton-voice[bot], in a checkout")
+        fail("pipecat is not installed: pip install -e '.[bot]' in the checkout")
     from loguru import logger
 
     from triton_voice_bench import turn as bench

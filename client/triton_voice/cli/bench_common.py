@@ -80,7 +80,7 @@ def require_package(plot: Path | None = None) -> None:
         fail("the benchmarks are not installed: they are in perf/triton_voice_bench of a checkout; run `make setup`")
     for package in ("psutil", "matplotlib"):
         if (package == "psutil" or plot is not None) and importlib.util.find_spec(package) is None:
-            fail(f"{package} is not installed: pip install {package}, or the extra `bench` of triton-voice")
+            fail(f"{package} is not installed: pip install {package}, or -e '.[bench]' in the checkout")
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 URL_VARIABLE = "TRITON_VOICE_URL"
 """The endpoint for every command; the bot's own TRITON_VOICE_BOT_SERVER goes before it."""
 TALK_FIELDS = (
-    "server", "voice", "language", "languages", "greeting", "reply_tokens", "temperature", "history", "idle_minutes",
-    "record", "log_format", "trace", "trace_content",
+    "server", "voice", "language", "languages", "greeting", "apology", "reply_tokens", "temperature", "history",
+    "idle_minutes", "record", "log_format", "trace", "trace_content",
 )  # fmt: skip
 """Settings that a conversation without a page has."""
 GRACE_S = 5
@@ -150,7 +150,7 @@ def _prepare() -> None:
         fail("the bot is not installed: it is in the folder bot of a checkout; run `make setup`")
     for package in ("pipecat", "fastapi", "uvicorn"):
         if importlib.util.find_spec(package) is None:
-            fail(f"{package} is not installed: pip install triton-voice[bot]")
+            fail(f"{package} is not installed: pip install -e '.[bot]' in the checkout")
 
 
 @contextlib.contextmanager
@@ -166,7 +166,7 @@ def _watched(settings: BotSettings, verbose: bool) -> Iterator[None]:
         yield
         return
     if package := tracing.missing():
-        fail(f"--trace needs {package}: pip install triton-voice[tracing]")
+        fail(f"--trace needs {package}: pip install -e '.[tracing]' in the checkout")
     provider = tracing.set_up(settings.trace, settings.trace_content)
     try:
         yield

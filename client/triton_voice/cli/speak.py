@@ -50,7 +50,7 @@ def _speaker() -> Iterator[Write]:
         import sounddevice
     except (ImportError, OSError) as error:
         raise InvalidInput(
-            "the speaker needs `pip install triton-voice[microphone]` and the system's libportaudio2 "
+            "the speaker needs `pip install -e '.[microphone]'` in the checkout and the system's libportaudio2 "
             f"(apt-get install libportaudio2): {error}"
         ) from error
     try:

@@ -83,7 +83,7 @@ class Hub:
         try:
             import huggingface_hub
         except ImportError:
-            raise DownloadError("huggingface_hub is missing: pip install 'triton-voice[server]'") from None
+            raise DownloadError("huggingface_hub is missing: pip install -e '.[server]' in the checkout") from None
         # False: send none. With None it would send one that an earlier login left on the disk.
         self._token: str | bool = token or os.environ.get("HF_TOKEN") or False
         self._api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=self._token)
