@@ -57,6 +57,7 @@ def gpu(request, monkeypatch) -> SimpleNamespace:
 
     def compile_only(kernel: Any, grid: Any) -> Any:
         def launch(*args: Any, **options: Any) -> None:
+            kernel.device_caches.clear()  # what another device's test made of the same kernel
             made.setdefault(kernel.fn.__name__, []).append(kernel.warmup(*args, grid=grid, **options))
 
         return launch
@@ -115,6 +116,12 @@ def test_the_speech_engines_kernels(gpu):
         memory = zeros(rows, 12, 864, 64)
         attention = SimpleNamespace(n_heads=12, d_head=64, scale=0.125)
         magpie._attend(zeros(rows, 2304), memory, memory, torch.zeros(rows // 2, dtype=torch.int64), attention)
+    for rows in (2, 4):
+        lengths, memory = torch.zeros(rows // 2, dtype=torch.int64), zeros(rows, 12, 864, 64)
+        magpie._attend_by_parts(zeros(rows, 2304), memory, memory, lengths, attention)
+        for heads in (1, 4):
+            source = magpie.Attention(heads, positions=8, number=3, scale=0.1)
+            magpie.product(zeros(8, rows, 768), zeros(256, 256), added=zeros(rows, 256), source=source)
     attention = SimpleNamespace(n_heads=1, d_head=256, scale=0.0625)
     magpie._attend(zeros(2, 768), *[zeros(2, 1, 8, 256)] * 2, torch.arange(8), attention, positions=8)
     floats, nobody = zeros(2, 2048, dtype=torch.float32), zeros(2, dtype=torch.bool)
@@ -122,15 +129,22 @@ def test_the_speech_engines_kernels(gpu):
         magpie_kernels.read_text[(2,)](
             zeros(2, 128), *[zeros(2, 1, 2048, 128)] * 2, floats > 0, floats, nobody, floats[:, :text].clone(),
             zeros(2, 128), 0.1, 0.25, 1e-38, 128, text, 2048, 2048,
-            HEADS=1, PRIOR=True, ALIGN=True, SHORT=magpie.SHORT_TEXT_TOKENS, TEXT=triton.next_power_of_2(text),
+            HEADS=1, PRIOR=True, ALIGN=2, SHORT=magpie.SHORT_TEXT_TOKENS, TEXT=triton.next_power_of_2(text),
             PART=magpie.TEXT_PART, WIDTH=128, EARLY=True, num_warps=8, launch_pdl=True,
         )  # fmt: skip
     codes = zeros(2, 8, dtype=torch.int64)
     magpie_kernels.draw[(2,)](
         zeros(4, 2024), zeros(2024, dtype=torch.bool), nobody, nobody, floats[:, 0].clone(), floats[:, 0].clone(),
-        codes[:, 0].clone(), floats[:, 1:9], zeros(2024, 256), codes[:, 1:], zeros(4, 256), 2017, 2024, 2048, 8, 256,
-        FOLLOWS=True, TOKENS=2048, WIDTH=256, EARLY=True, num_warps=8, launch_pdl=True,
+        codes[:, 0].clone(), floats[:, 1:9], zeros(2024, 256), zeros(2024, 768), codes[:, 1:], zeros(4, 256),
+        zeros(4, 768), 2017, 2024, 2048, 8, 256,
+        FOLLOWS=True, TOKENS=2048, WIDTH=256, QKV=1024, EARLY=True, num_warps=8, launch_pdl=True,
     )  # fmt: skip
+    for vote in (0, 1, 2):
+        magpie_kernels.conclude[(2,)](
+            codes, zeros(2, 1, 8, dtype=torch.bool), nobody, nobody, codes[:, 0], nobody, codes[..., None], codes[:, 0],
+            codes[:, 0], codes[:, :3], 2017, 8,
+            BOOKS=8, BOOKS_PADDED=8, STACKING=1, VOTE=vote, SAMPLED=True, num_warps=1,
+        )  # fmt: skip
     books = torch.nn.ModuleList(torch.nn.Embedding(2024, 768, dtype=gpu.dtype) for _ in range(8))
     positions = torch.nn.Embedding(2048, 768, dtype=gpu.dtype)
     model = SimpleNamespace(audio_embeddings=books, decoder=SimpleNamespace(position_embeddings=positions))
@@ -140,7 +154,8 @@ def test_the_speech_engines_kernels(gpu):
     tracker = magpie.FusedAlignment(2, 2048, parameters, chunked, CPU)
     assert isinstance(tracker, AlignmentTracker)
     tracker.update(floats[:, :384].clone(), codes[:, 0].clone())
-    check(gpu, {"few_rows", "attend", "read_text", "draw", "embed", "follow"})
+    names = "few_rows attend attend_part merge_parts read_text draw embed follow conclude"
+    check(gpu, set(names.split()))
 
 
 def _alignment_settings() -> tuple[Any, Any]:

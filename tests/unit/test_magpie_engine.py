@@ -273,7 +273,7 @@ def test_an_error_of_a_step_reaches_every_client_once_and_the_engine_goes_on(eng
     _, second = say(engine)
     engine.step()
     with monkeypatch.context() as broken:
-        broken.setattr(engine._runner._sampler, "sample", lambda *_: 1 / 0)
+        broken.setattr(engine._runner._sampler, "draw", lambda *_: 1 / 0)
         engine.step()
     assert [type(events[-1]) for events in (first, second)] == [Failed, Failed]
     _, third = say(engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +16,8 @@ from magpie_engine import fused, kernels
 from magpie_engine.checkpoint import read_catalog
 from magpie_engine.engine import SpeechEngine
 from magpie_engine.request import SpeechRequest
-from magpie_engine.runner import ModelRunner
-from magpie_engine.sampler import SamplingState, _draw, _guide
+from magpie_engine.runner import ModelRunner, Sampling
+from magpie_engine.sampler import CodebookSampler, SamplingState, _draw, _guide
 from magpie_engine.settings import EngineSettings
 from triton_voice.checkpoints import magpie as maker
 
@@ -40,6 +41,7 @@ def fused_runner(runner: ModelRunner) -> ModelRunner:
         runner._slots, runner._cache.text_mask.shape[1], inference, model.chunked_inference_config, model.device
     )
     runner._embed = fused.FusedEmbedding(model, runner._cache)
+    runner._conclude = fused.FusedConclusion(runner._sampler, runner._newest, runner._steps, runner._cache.lengths)
     return runner
 
 
@@ -70,7 +72,7 @@ def test_speech_with_the_kernels_has_the_codes_of_pytorchs_step(tiny, temperatur
     for launch in watch.launches:
         launch.check_programs_are_apart()
     assert {launch.name for launch in watch.launches} == {
-        "few_rows", "embed", "attend", "read_text", "draw", "follow",
+        "few_rows", "embed", "attend", "attend_part", "merge_parts", "read_text", "draw", "follow", "conclude",
     }  # fmt: skip
     assert [own.shape[1] for own in wanted] == [2, 2, 1]
     for ours, theirs in zip(got, wanted, strict=True):
@@ -89,7 +91,13 @@ def test_what_is_read_ahead_is_there(tiny, monkeypatch):
     with watched(early=[kernels]) as watch:
         got = spoken(engine, 1, temperature=0.0)
     assert not engine.stats().failed
-    assert {launch.name for launch in watch.launches if launch.early} == {"few_rows", "attend", "read_text", "draw"}
+    assert {launch.name for launch in watch.launches if launch.early} == {
+        "few_rows",
+        "attend_part",
+        "merge_parts",
+        "read_text",
+        "draw",
+    }
     for ours, theirs in zip(got, wanted, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -148,8 +156,10 @@ def test_products_of_few_rows_at_full_size(dtype, rows, outputs, inputs, options
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
-@pytest.mark.parametrize("streams", [1, 2, 8, 32])
-def test_self_attention_at_full_size(dtype, streams):
+@pytest.mark.parametrize(
+    ("streams", "by_parts"), [(1, False), (2, False), (8, False), (32, False), (1, True), (2, True)]
+)
+def test_self_attention_at_full_size(dtype, streams, by_parts):
     """Histories of every length up to the longest, rows so far apart that 32 bits do not count the elements between."""
     heads, head_width, positions = FULL.heads, FULL.width // FULL.heads, 864
     rows, generator = 2 * streams, torch.Generator().manual_seed(0)
@@ -164,20 +174,84 @@ def test_self_attention_at_full_size(dtype, streams):
         memory.append(far)
         copies.append(near)
     lengths = torch.tensor([positions + 7, 110, 127, 128, 129, 256, 500, positions - 1] * 4)[:streams]
+    if by_parts:
+        lengths = lengths.roll(1) if streams == 1 else torch.tensor([257, 1])
     qkv = torch.randn(rows, 3 * heads * head_width, generator=generator).to(dtype)
     attention = SimpleNamespace(n_heads=heads, d_head=head_width, scale=head_width**-0.5)
-    with watched(a_few) as watch:
-        got = fused._attend(qkv, *memory, lengths, attention)
+    if by_parts:
+        with watched(backwards) as watch:
+            got = fused._attend_by_parts(qkv, *memory, lengths, attention)
+        for launch in watch.launches:
+            launch.check_programs_are_apart()
+        where = torch.ones(got.shape, dtype=torch.bool)
+    else:
+        with watched(a_few) as watch:
+            got = fused._attend(qkv, *memory, lengths, attention)
+        where = watch.last.written(got)
     at = lengths.clamp(max=positions - 1).repeat_interleave(2)
     query, key, value = qkv.view(rows, 3, heads, head_width).unbind(1)
     for near, new in zip(copies, (key, value), strict=True):
         near[torch.arange(rows), :, at] = new
     mask = (torch.arange(positions) <= at[:, None])[:, None, None]
     wanted = F.scaled_dot_product_attention(query[:, :, None].float(), *(own.float() for own in copies), attn_mask=mask)
-    close(got, wanted.flatten(1).to(dtype), watch.last.written(got))
+    close(got, wanted.flatten(1).to(dtype), where)
     for far, near in zip(memory, copies, strict=True):
         for row, head in ((0, 0), (rows - 1, heads - 1)):
             assert torch.equal(far[row, head], near[row, head])
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+@pytest.mark.parametrize(("heads", "number"), [(1, 0), (1, 7), (4, 3)])
+def test_a_product_looks_back_at_a_steps_own_positions(dtype, heads, number):
+    """What comes later is not there yet: it is not looked at."""
+    width, rows, positions = FULL.local_width, 4, 8
+    generator = torch.Generator().manual_seed(number)
+    qkv = torch.randn(positions, rows, 3 * width, generator=generator).to(dtype)
+    qkv[number + 1 :] = float("nan")
+    source = fused.Attention(heads, positions=positions, number=number, scale=(width // heads) ** -0.5)
+    with watched(backwards):
+        got = fused.product(qkv, torch.eye(width).to(dtype), source=source)
+    query, key, value = qkv[: number + 1].view(number + 1, rows, 3, heads, -1).float().permute(2, 1, 3, 0, 4)
+    wanted = F.scaled_dot_product_attention(query[:, :, -1:], key, value)
+    close(got, wanted.flatten(1).to(dtype))
+
+
+@pytest.mark.parametrize("detection", ["any", "all", "zero_cb"])
+@pytest.mark.parametrize(("stacking", "sampled"), [(1, True), (2, True), (2, False)])
+def test_the_conclusion_is_that_of_pytorch(detection, stacking, sampled):
+    live, books, end = 64, 3, 9
+    generator = torch.Generator().manual_seed(stacking)
+
+    def dice(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    sampler = CodebookSampler.__new__(CodebookSampler)
+    sampler._stacking, sampler._codebooks, sampler._end_token = stacking, books, end
+    sampler._detection, sampler._sampled_ends_count = detection, sampled
+    codes = sampler._stacked((10 * dice(live, stacking * books)).long().where(dice(live, 1) < 0.7, torch.tensor(end)))
+    likely = dice(live, stacking, books) < 0.5
+    unused = torch.empty(0)
+    state = SamplingState(unused, unused, 1, unused, unused, dice(live) < 0.3, dice(live) < 0.1)
+    sampling = Sampling(state, (20 * dice(live)).long(), dice(live) < 0.5)
+    told, kept = [], []
+    for fuse in (False, True):
+        newest, steps = torch.full((live + 1, books, stacking), -1), torch.arange(live + 1)
+        lengths = steps + 110
+        runner = SimpleNamespace(
+            _newest=newest, _steps=steps, _cache=SimpleNamespace(lengths=lengths), _sampler=sampler
+        )
+        conclude = fused.FusedConclusion(sampler, newest, steps, lengths)
+        with watched(backwards) as watch:
+            told.append(
+                (conclude if fuse else functools.partial(ModelRunner._conclude_step, runner))(codes, likely, sampling)
+            )
+        if fuse:
+            watch.last.check_programs_are_apart()
+        kept.append((newest, steps, lengths))
+    assert torch.equal(*told)
+    assert 0 < int((told[0][:, 0] < stacking).sum()) < live
+    for plain, ours in zip(*kept, strict=True):
+        assert torch.equal(plain, ours)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
@@ -201,7 +275,7 @@ def test_cross_attention_at_full_size(dtype, text, follows):
         kernels.read_text[(live,)](
             query, keys, values, exists, prior, active, alignment, got, head_width**-0.5, 0.25, tiny, head_width, text,
             most_text, prior.stride(0),
-            HEADS=1, PRIOR=follows, ALIGN=follows, SHORT=min(fused.SHORT_TEXT_TOKENS, padded), TEXT=padded,
+            HEADS=1, PRIOR=follows, ALIGN=2 * follows, SHORT=min(fused.SHORT_TEXT_TOKENS, padded), TEXT=padded,
             PART=fused.TEXT_PART, WIDTH=head_width, EARLY=False, num_warps=8, launch_pdl=False,
         )  # fmt: skip
     watch.last.check_programs_are_apart()
@@ -228,6 +302,7 @@ def test_the_draw_is_pytorchs_at_full_size(dtype, live, scale):
     generator = torch.Generator().manual_seed(live)
     logits = (scale * torch.randn(2 * live, tokens, generator=generator)).to(dtype)
     table = torch.randn(tokens, width, generator=generator).to(dtype)
+    projected = torch.randn(tokens, 3 * width, generator=generator).to(dtype)
     forbidden = torch.arange(tokens) > end
     for temperature, top_k in ((0.0, 20), (0.7, 1), (0.7, 80)):
         may_not = torch.rand(live, generator=generator) < 0.5
@@ -238,14 +313,17 @@ def test_the_draw_is_pytorchs_at_full_size(dtype, live, scale):
             max_top_k=top_k,
             cfg_scale=torch.full((live,), 2.5),
             noise=torch.rand(live, 8, generator=generator),
+            may_not_end=may_not,
+            must_end=must,
         )
         codes = torch.full((live, 8), -1)
         following = torch.full((2 * live, width), float("nan"), dtype=dtype)
+        qkv = torch.full((2 * live, 3 * width), float("nan"), dtype=dtype)
         with watched(backwards) as watch:
             kernels.draw[(live,)](
                 logits, forbidden, may_not, must, state.cfg_scale, state.temperature, state.top_k, state.noise[:, 3:],
-                table, codes[:, 3:], following, end, tokens, 8, 8, width,
-                FOLLOWS=True, TOKENS=2048, WIDTH=width, EARLY=False, num_warps=8, launch_pdl=False,
+                table, projected, codes[:, 3:], following, qkv, end, tokens, 8, 8, width,
+                FOLLOWS=True, TOKENS=2048, WIDTH=width, QKV=1024, EARLY=False, num_warps=8, launch_pdl=False,
             )  # fmt: skip
         watch.last.check_programs_are_apart()
         scores = _guide(logits.float().view(live, 2, tokens), state.cfg_scale).masked_fill(forbidden, float("-inf"))
@@ -256,6 +334,7 @@ def test_the_draw_is_pytorchs_at_full_size(dtype, live, scale):
         assert torch.equal(codes[:, 3], wanted)
         assert (codes[:, [0, 1, 2, 4, 5, 6, 7]] == -1).all()
         assert torch.equal(following, table[wanted].repeat_interleave(2, dim=0))
+        assert torch.equal(qkv, projected[wanted].repeat_interleave(2, dim=0))
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)

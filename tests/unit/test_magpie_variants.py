@@ -303,12 +303,14 @@ def test_the_fused_draw_is_pytorchs(scale):
             max_top_k=top_k,
             cfg_scale=torch.full((live,), 2.0, device="cuda"),
             noise=torch.rand(live, 1, generator=generator, device="cuda"),
+            may_not_end=nobody,
+            must_end=nobody,
         )
         codes = torch.full((live, 1), -1, device="cuda")
         kernels.draw[(live,)](
             logits, forbidden, nobody, nobody, state.cfg_scale, state.temperature, state.top_k, state.noise, None,
-            codes, torch.empty(2 * live, width, device="cuda"), end, tokens, 1, 1, width,
-            FOLLOWS=False, TOKENS=2048, WIDTH=width, EARLY=False, num_warps=8,
+            None, codes, torch.empty(2 * live, width, device="cuda"), None, end, tokens, 1, 1, width,
+            FOLLOWS=False, TOKENS=2048, WIDTH=width, QKV=0, EARLY=False, num_warps=8,
         )  # fmt: skip
         scores = _guide(logits.view(live, 2, tokens), state.cfg_scale).masked_fill(forbidden, float("-inf"))
         assert torch.equal(codes[:, 0], _draw(scores, state, state.noise[:, 0]))

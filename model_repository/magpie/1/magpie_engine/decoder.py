@@ -121,7 +121,7 @@ class IncrementalDecoder:
     def step(
         self, x: Tensor, longest: int, text_width: int, prior: Tensor, prior_active: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Decodes one position for slots 0 to n-1.
+        """Decodes one position for slots 0 to n-1; to count it is the caller's.
 
         Args:
             x: Embedded newest frames, (n, width).
@@ -131,8 +131,8 @@ class IncrementalDecoder:
             prior_active: Whether it applies, (n,).
 
         Returns:
-            Hidden states (n, 2, width), conditioned and unconditioned, and the newest frame's attention over the text,
-            (n, text_width), averaged over heads and alignment layers.
+            Hidden states (n, 2, width), conditioned and unconditioned, before the decoder's last norm, and the newest
+            frame's attention over the text, (n, text_width), averaged over heads and alignment layers.
         """
         cache = self._cache
         live = x.shape[0]
@@ -160,9 +160,7 @@ class IncrementalDecoder:
             if index in self._alignment_layers:
                 alignment += weights[:, :, 0].mean(dim=1)
             x = x + feed_forward(layer, x)
-        cache.lengths[:live] += 1
-        hidden = self._decoder.norm_out(x).view(live, GUIDANCE_ROWS, -1)
-        return hidden, alignment / len(self._alignment_layers)
+        return x.view(live, GUIDANCE_ROWS, -1), alignment / len(self._alignment_layers)
 
     def _read_text(
         self, index: int, slots: slice, width: int, x: Tensor, factor: Tensor | None

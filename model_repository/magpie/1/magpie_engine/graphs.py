@@ -27,7 +27,8 @@ class StepGraph:
         self, step: Callable[[], tuple[Tensor, Tensor]], live: int, longest: int, width: int, pool: Any
     ) -> None:
         self.live, self.longest, self._width = live, longest, width
-        self._graph, self._result = _capture(step, pool)
+        # Before the codec's, of which the listener has some in hand.
+        self._graph, self._result = _capture(step, pool, priority=-1)
 
     def fits(self, live: int, longest: int, width: int) -> bool:
         """Whether a step of so many slots, positions and tokens is one of this graph."""
@@ -66,16 +67,16 @@ class CodecGraph:
 
 
 def _capture(
-    work: Callable[[], tuple[Tensor, Tensor]], pool: Any
+    work: Callable[[], tuple[Tensor, Tensor]], pool: Any, priority: int = 0
 ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]:
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream(priority=priority)
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UPS):
             work()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, stream=side):
         result = work()
     return graph, result
 

@@ -24,14 +24,37 @@ def _gelu(x):
 
 
 @triton.jit
+def _looked_back(
+    qkv, row, rows, number, scale,
+    INPUTS: tl.constexpr, HEADS: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    """One row of self-attention to the `number` + 1 positions of a step so far, (positions, rows, 3 x inputs)."""
+    place, column = tl.arange(0, POSITIONS), tl.arange(0, INPUTS)
+    exists = place <= number
+    query = tl.load(qkv + (number * rows + row) * 3 * INPUTS + column).to(tl.float32) * scale
+    block = qkv + ((place * rows + row) * 3 * INPUTS)[:, None] + column[None, :]
+    key = tl.load(block + INPUTS, mask=exists[:, None], other=0.0).to(tl.float32)
+    value = tl.load(block + 2 * INPUTS, mask=exists[:, None], other=0.0).to(tl.float32)
+    by_head: tl.constexpr = (POSITIONS, HEADS, INPUTS // HEADS)
+    scores = tl.sum(tl.reshape(key * query[None, :], by_head), axis=2)
+    scores = tl.where(exists[:, None], scores, float("-inf"))
+    weights = tl.exp(scores - tl.max(scores, axis=0)[None, :])
+    weights = weights / tl.sum(weights, axis=0)[None, :]
+    return tl.reshape(tl.sum(weights[:, :, None] * tl.reshape(value, by_head), axis=0), [INPUTS])
+
+
+@triton.jit(do_not_specialize=["number"])
 def few_rows(
-    x, matrix, bias, added, out, norm_weight, epsilon, outputs, inputs, x_stride, added_stride, out_stride,
+    x, matrix, bias, added, out, norm_weight, epsilon, outputs, inputs, x_stride, added_stride, out_stride, number,
+    scale,
     NORM: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr,
+    HEADS: tl.constexpr, POSITIONS: tl.constexpr,
     ROWS: tl.constexpr, ROWS_PADDED: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A matrix product for a few rows: reads the matrix once, with norm, bias, GELU or residual around it.
+    """A matrix product for a few rows: reads the matrix once, with norm, bias, GELU, residual or attention around it.
 
-    out = [added +] [gelu] ([norm](x) @ matrix.T + bias); `INPUTS` holds all inputs.
+    out = [added +] [gelu] ([norm or attention](x) @ matrix.T + bias); `INPUTS` holds all inputs. With `POSITIONS` its
+    input is self-attention to a step's own positions, which programs repeat: another kernel would take longer.
     """
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     column = tl.arange(0, INPUTS)
@@ -45,7 +68,7 @@ def few_rows(
     if HAS_BIAS:
         shift = tl.load(bias + output, mask=has_output, other=0.0).to(tl.float32)
     if NORM:
-        scale = tl.load(norm_weight + column, mask=known, other=0.0).to(tl.float32)
+        gain = tl.load(norm_weight + column, mask=known, other=0.0).to(tl.float32)
     if EARLY:
         gdc_wait()
     kind = out.dtype.element_ty
@@ -55,10 +78,12 @@ def few_rows(
         rows = tl.load(x + row[:, None] * x_stride + column[None, :], mask=exists, other=0.0).to(tl.float32)
         centred = tl.where(exists, rows - (tl.sum(rows, axis=1) / inputs)[:, None], 0.0)
         variance = tl.sum(centred * centred, axis=1) / inputs
-        rows = (centred / tl.sqrt(variance + epsilon)[:, None] * scale[None, :]).to(kind).to(tl.float32)
+        rows = (centred / tl.sqrt(variance + epsilon)[:, None] * gain[None, :]).to(kind).to(tl.float32)
     for index in tl.static_range(ROWS):
         if NORM:
             part = tl.sum(tl.where(row[:, None] == index, rows, 0.0), axis=0)
+        elif POSITIONS:
+            part = _looked_back(x, index, ROWS, number, scale, INPUTS, HEADS, POSITIONS).to(kind).to(tl.float32)
         else:
             part = tl.load(x + index * x_stride + column, mask=known, other=0.0).to(tl.float32)
         total = (tl.sum(tile.to(tl.float32) * part[None, :], axis=1) + shift).to(kind).to(tl.float32)
@@ -73,10 +98,12 @@ def few_rows(
 @triton.jit
 def embed(
     codes, tables, position_table, lengths, out, table_size, width, most_positions,
-    TABLES: tl.constexpr, WIDTH: tl.constexpr,
+    TABLES: tl.constexpr, WIDTH: tl.constexpr, LEADS: tl.constexpr,
 ):  # fmt: skip
     """One slot's newest codes (tables,) to the decoder's input of both of its rows: their mean, and the position."""
     slot = tl.program_id(0)
+    if LEADS:  # the first of a step: it lets the next one read ahead, and waits for nothing itself
+        gdc_launch_dependents()
     column = tl.arange(0, WIDTH)
     exists = column < width
     kind = out.dtype.element_ty
@@ -95,17 +122,10 @@ def embed(
 @triton.jit
 def attend(
     qkv, keys, values, lengths, out, scale, row_stride, head_stride, head_width, heads, most_positions,
-    LENGTH_STRIDE: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
+    LENGTH_STRIDE: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Self-attention of one head of one row: books the newest key and value, and looks at all so far.
-
-    AHEAD: those so far were there before the step began, so that the first `KEYS` of them are read with `EARLY`.
-    """
+    """Self-attention of one head of one row: books the newest key and value, and looks at all so far."""
     row, head = tl.program_id(0), tl.program_id(1)
-    if EARLY:
-        gdc_launch_dependents()
-        if not AHEAD:
-            gdc_wait()
     column = tl.arange(0, WIDTH)
     has_column = column < head_width
     position = tl.minimum(tl.load(lengths + row // 2 * LENGTH_STRIDE), most_positions - 1)
@@ -116,8 +136,6 @@ def attend(
     mask = (place < position)[:, None] & has_column[None, :]
     key = tl.load(keys + block, mask=mask, other=0.0)
     value = tl.load(values + block, mask=mask, other=0.0)
-    if EARLY and AHEAD:
-        gdc_wait()
     own = qkv + row * 3 * width + head * head_width + column
     query = tl.load(own, mask=has_column, other=0.0).to(tl.float32) * scale
     new_key = tl.load(own + width, mask=has_column, other=0.0)
@@ -144,6 +162,74 @@ def attend(
         mixed = mixed * fade + tl.sum(weights[:, None] * value.to(tl.float32), axis=0)
         largest = larger
     tl.store(out + row * width + head * head_width + column, (mixed / total).to(out.dtype.element_ty), mask=has_column)
+
+
+@triton.jit
+def attend_part(
+    qkv, keys, values, lengths, parts, sums, scale, row_stride, head_stride, head_width, heads, most_positions,
+    PARTS: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """`attend` by one part of `KEYS` positions, so that few rows keep a GPU busy: their time is flat over position.
+
+    Leaves for each part its weighted sum of values, (rows, parts, width), and of each head the largest score and the
+    sum of weights, (rows, parts, heads, 2), for `merge_parts`. The first part has the newest position.
+    """
+    row, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if EARLY:
+        gdc_launch_dependents()
+    column = tl.arange(0, WIDTH)
+    has_column = column < head_width
+    position = tl.minimum(tl.load(lengths + row // 2), most_positions - 1)
+    width = heads * head_width
+    of_head = row.to(tl.int64) * row_stride + head * head_stride
+    place = part * KEYS + tl.arange(0, KEYS)
+    block = of_head + place[:, None] * head_width + column[None, :]
+    exists = place < position
+    mask = exists[:, None] & has_column[None, :]
+    key = tl.load(keys + block, mask=mask, other=0.0)
+    value = tl.load(values + block, mask=mask, other=0.0)
+    if EARLY:
+        gdc_wait()
+    own = qkv + row * 3 * width + head * head_width + column
+    query = tl.load(own, mask=has_column, other=0.0).to(tl.float32) * scale
+    new_key = tl.load(own + width, mask=has_column, other=0.0)
+    new_value = tl.load(own + 2 * width, mask=has_column, other=0.0)
+    at = of_head + position * head_width + column
+    tl.store(keys + at, new_key, mask=has_column & (part == 0))
+    tl.store(values + at, new_value, mask=has_column & (part == 0))
+    scores = tl.where(exists, tl.sum(key.to(tl.float32) * query[None, :], axis=1), float("-inf"))
+    newest = tl.where(part == 0, tl.sum(query * new_key.to(tl.float32), axis=0), float("-inf"))
+    largest = tl.maximum(tl.max(scores, axis=0), newest)
+    base = tl.where(largest == float("-inf"), 0.0, largest)  # a part beyond the end has no scores
+    weights, own_weight = tl.exp(scores - base), tl.exp(newest - base)
+    mixed = tl.sum(weights[:, None] * value.to(tl.float32), axis=0) + own_weight * new_value.to(tl.float32)
+    index = row * PARTS + part
+    tl.store(parts + index * width + head * head_width + column, mixed, mask=has_column)
+    tl.store(sums + 2 * (index * heads + head), largest)
+    tl.store(sums + 2 * (index * heads + head) + 1, tl.sum(weights, axis=0) + own_weight)
+
+
+@triton.jit
+def merge_parts(
+    parts, sums, out, head_width, heads,
+    PARTS: tl.constexpr, PARTS_PADDED: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Self-attention of one head of one row from what `attend_part` left of its parts."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    part, column = tl.arange(0, PARTS_PADDED), tl.arange(0, WIDTH)
+    exists, has_column = part < PARTS, column < head_width
+    index = row * PARTS + part
+    at = sums + 2 * (index * heads + head)
+    largest = tl.load(at, mask=exists, other=float("-inf"))
+    total = tl.load(at + 1, mask=exists, other=0.0)
+    block = parts + ((index * heads + head) * head_width)[:, None] + column[None, :]
+    mixed = tl.load(block, mask=exists[:, None] & has_column[None, :], other=0.0)
+    fade = tl.exp(largest - tl.max(largest, axis=0))
+    result = tl.sum(fade[:, None] * mixed, axis=0) / tl.sum(fade * total, axis=0)
+    tl.store(out + (row * heads + head) * head_width + column, result.to(out.dtype.element_ty), mask=has_column)
 
 
 @triton.jit
@@ -194,8 +280,10 @@ def _read(
             tl.store(out + (slot * HEADS + head) * head_width + column, read.to(kind), mask=has_column)
     if ALIGN:
         at = alignment + slot * text + place
-        before = tl.load(at, mask=place < text, other=0.0)
-        tl.store(at, before + followed * share, mask=place < text)
+        followed = followed * share
+        if ALIGN == 2:
+            followed += tl.load(at, mask=place < text, other=0.0)
+        tl.store(at, followed, mask=place < text)
 
 
 @triton.jit
@@ -207,7 +295,8 @@ def read_text(
 ):  # fmt: skip
     """Cross-attention of one slot: probabilities times the prior, normalised again; adds them to the alignment.
 
-    What is read of the text was there before the step began: with `EARLY` it is read ahead, all of a short text.
+    ALIGN: 1 begins the alignment, 2 adds to it. What is read of the text was there before the step began: with `EARLY`
+    it is read ahead, all of a short text.
     """
     slot = tl.program_id(0)
     if EARLY:
@@ -228,13 +317,14 @@ def read_text(
 
 @triton.jit
 def draw(
-    logits, forbidden, may_not_end, must_end, cfg_scale, temperature, top_k, noise, table, codes, following,
-    end_token, tokens, noise_stride, code_stride, width,
-    FOLLOWS: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
+    logits, forbidden, may_not_end, must_end, cfg_scale, temperature, top_k, noise, table, projected, codes, following,
+    qkv, end_token, tokens, noise_stride, code_stride, width,
+    FOLLOWS: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, QKV: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One slot's code: guidance, the end's rules, the top k, and a draw by inverting the cumulative distribution.
 
-    FOLLOWS looks up the local transformer's next input in `table`, for both of the slot's rows.
+    FOLLOWS looks up the local transformer's next input in `table`, for both of the slot's rows, and with QKV (columns)
+    that input's queries, keys and values in `projected`.
     """
     if EARLY:
         gdc_launch_dependents()
@@ -255,21 +345,21 @@ def draw(
     scores = tl.where(exists, scores, nothing)
     # The k-th largest score, two bits at a time: integers in the order of the floats, three counts in one sum.
     bits = scores.to(tl.int32, bitcast=True)
-    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
-    order = tl.where(exists, order, -1)
-    least = tl.zeros([1], tl.int64)
+    order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    least = tl.full([1], -2147483648, tl.int32)
     wanted = tl.load(top_k + slot)
     for pair in tl.static_range(16):
         unit = 1 << (30 - 2 * pair)
-        once = least + unit  # in 64 bits, which `3 * unit` would not be
-        reached = (order >= once).to(tl.int64)
-        reached += (order >= once + unit).to(tl.int64) << 16
-        reached += (order >= once + unit + unit).to(tl.int64) << 32
+        once = least + unit
+        twice = once + unit
+        reached = (exists & (order >= once)).to(tl.int64)
+        reached += (exists & (order >= twice)).to(tl.int64) << 16
+        reached += (exists & (order >= twice + unit)).to(tl.int64) << 32
         counts = tl.sum(reached, axis=0)
-        steps = (counts & 0xFFFF >= wanted).to(tl.int64)
-        steps += ((counts >> 16) & 0xFFFF >= wanted).to(tl.int64) + (counts >> 32 >= wanted).to(tl.int64)
+        steps = (counts & 0xFFFF >= wanted).to(tl.int32)
+        steps += ((counts >> 16) & 0xFFFF >= wanted).to(tl.int32) + (counts >> 32 >= wanted).to(tl.int32)
         least += steps * unit
-    scores = tl.where(order >= least, scores, nothing)
+    scores = tl.where(exists & (order >= least), scores, nothing)
     best = tl.max(scores, axis=0)
     greediest = tl.min(tl.where(scores == best, token, TOKENS), axis=0)
     heat = tl.load(temperature + slot)
@@ -286,6 +376,12 @@ def draw(
         row = tl.load(table + code * width + column, mask=has_column)
         tl.store(following + 2 * slot * width + column, row, mask=has_column)
         tl.store(following + (2 * slot + 1) * width + column, row, mask=has_column)
+        if QKV:
+            column = tl.arange(0, QKV)
+            has_column = column < 3 * width
+            row = tl.load(projected + code * 3 * width + column, mask=has_column)
+            tl.store(qkv + 2 * slot * 3 * width + column, row, mask=has_column)
+            tl.store(qkv + (2 * slot + 1) * 3 * width + column, row, mask=has_column)
 
 
 @triton.jit
@@ -338,3 +434,48 @@ def follow(
             limit = tl.where(first, may_end_steps, tl.where(last, limit_last, limit_later))
             tl.store(may_not + slot, running & (now < length - tail) & (near <= limit))
             tl.store(must + slot, near >= tl.where(first, must_end_steps, limit_last))
+    if not ENABLED:
+        tl.store(cut + slot, False)
+    if not (ENABLED and ENFORCE):
+        tl.store(may_not + slot, False)
+        tl.store(must + slot, False)
+
+
+@triton.jit
+def conclude(
+    codes, likely, may_not_end, must_end, attended, cut, newest, steps, lengths, told, end_token, code_stride,
+    BOOKS: tl.constexpr, BOOKS_PADDED: tl.constexpr, STACKING: tl.constexpr, VOTE: tl.constexpr, SAMPLED: tl.constexpr,
+):  # fmt: skip
+    """One slot's `ModelRunner._conclude`: which frame of the stack ends it, and what the next step begins with.
+
+    VOTE: codebooks that must say so: 0 any, 1 all, 2 the first.
+    """
+    slot = tl.program_id(0)
+    book = tl.arange(0, BOOKS_PADDED)
+    exists = book < BOOKS
+    may = tl.load(may_not_end + slot) == 0
+    must = tl.load(must_end + slot) != 0
+    end = tl.full([], STACKING, tl.int64)
+    for back in tl.static_range(STACKING):
+        frame = STACKING - 1 - back
+        code = tl.load(codes + slot * code_stride + frame * BOOKS + book, mask=exists, other=0)
+        tl.store(newest + (slot * BOOKS + book) * STACKING + frame, code, mask=exists)
+        says = ((tl.load(likely + (slot * STACKING + frame) * BOOKS + book, mask=exists, other=0) != 0) & may) | must
+        ended = _vote(says, book, exists, VOTE)
+        if SAMPLED:
+            ended = ended | _vote(code == end_token, book, exists, VOTE)
+        end = tl.where(ended, frame, end)
+    tl.store(told + slot * 3, end)
+    tl.store(told + slot * 3 + 1, tl.load(attended + slot))
+    tl.store(told + slot * 3 + 2, (tl.load(cut + slot) != 0).to(tl.int64))
+    tl.store(steps + slot, tl.load(steps + slot) + 1)
+    tl.store(lengths + slot, tl.load(lengths + slot) + 1)
+
+
+@triton.jit
+def _vote(says, book, exists, VOTE: tl.constexpr):
+    if VOTE == 1:
+        return tl.min(tl.where(exists, says.to(tl.int32), 1), axis=0) != 0
+    if VOTE == 2:
+        return tl.max(tl.where(book == 0, says.to(tl.int32), 0), axis=0) != 0
+    return tl.max(tl.where(exists, says.to(tl.int32), 0), axis=0) != 0

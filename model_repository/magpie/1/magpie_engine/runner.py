@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from magpie_engine.alignment import AlignmentTracker, SegmentPlace
+from magpie_engine.beside import Beside
 from magpie_engine.cache import DecoderCache
 from magpie_engine.catalog import Catalog
 from magpie_engine.checkpoint import BOS_POSITIONS
@@ -35,6 +36,21 @@ _log = logging.getLogger(__name__)
 GRAPH_TEXT = 384
 #: Decoder positions by which the graphs of one batch size differ, where a step's cost depends on them.
 GRAPH_KEYS = 256
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the alignment says of a step's codes.
+
+    Attributes:
+        state: How to draw them.
+        attended: Text positions that they attend to, (n,).
+        cut: Whether the segments end here, (n,).
+    """
+
+    state: SamplingState
+    attended: Tensor
+    cut: Tensor
 
 
 @dataclass(frozen=True)
@@ -88,20 +104,22 @@ class ModelRunner:
         )
         self._sampler = CodebookSampler(model)
         self._embed: Callable[[Tensor], Tensor] = self._embed_codes
-        if device.type == "cuda":
-            self._use_fused_kernels()
-
+        self._conclude: Callable[[Tensor, Tensor, Sampling], Tensor] = self._conclude_step
+        self._beside = Beside(device)
         self._steps = torch.zeros(slots, dtype=torch.long, device=device)
         self._newest = torch.zeros(slots, model.num_audio_codebooks, self._stacking, dtype=torch.long, device=device)
         self._temperature = torch.zeros(slots, device=device)
         self._top_k = torch.ones(slots, dtype=torch.long, device=device)
         self._cfg_scale = torch.ones(slots, device=device)
         self._noise = torch.zeros(slots, self._max_steps, self._sampler.draws, device=device)
+        self._slot = torch.arange(slots, device=device)
         #: Whether there is a GPU and CUDA graphs are wanted.
         self.wants_graphs = bool(settings.cuda_graphs) and device.type == "cuda"
         #: The smallest first.
         self._graphs: list[StepGraph] = []
         self._per_slot = (self._steps, self._newest, self._temperature, self._top_k, self._cfg_scale, self._noise)
+        if device.type == "cuda":
+            self._use_fused_kernels()
 
     @property
     def free(self) -> int:
@@ -112,7 +130,13 @@ class ModelRunner:
         """Takes the fastest form of the step, if it works on this device."""
         inference = self._model.inference_parameters
         try:
-            from magpie_engine.fused import FusedAlignment, FusedDecoder, FusedEmbedding, FusedSampler
+            from magpie_engine.fused import (
+                FusedAlignment,
+                FusedConclusion,
+                FusedDecoder,
+                FusedEmbedding,
+                FusedSampler,
+            )
 
             decoder = FusedDecoder(
                 self._model.decoder,
@@ -132,10 +156,12 @@ class ModelRunner:
             )
             alignment.check(self._alignment)
             embed = FusedEmbedding(self._model, self._cache)
+            conclude = FusedConclusion(sampler, self._newest, self._steps, self._cache.lengths)
         except Exception:  # no Triton language, no C compiler for it, or a device or model that it does not suit
             _log.exception("the fused kernels cannot be used; the step runs with PyTorch's, at a higher latency")
             return
-        self._decoder, self._sampler, self._alignment, self._embed = decoder, sampler, alignment, embed
+        self._decoder, self._sampler, self._alignment = decoder, sampler, alignment
+        self._embed, self._conclude = embed, conclude
 
     @torch.inference_mode()
     def capture(self) -> None:
@@ -255,8 +281,6 @@ class ModelRunner:
             self.live[utterance.slot] = last
             last.slot = utterance.slot
         utterance.slot = -1
-        # A graph of a larger batch goes on with the vacated slot, whose noise ends where its utterance had to.
-        self._steps[len(self.live)] = 0
 
     @torch.inference_mode()
     def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[StepResult]:
@@ -267,8 +291,6 @@ class ModelRunner:
         """
         live = len(self.live)
         codes, told = self._decode(live)
-        self._newest[:live] = codes
-        self._steps[:live] += 1
         meanwhile()
         # The one point at which the CPU waits for the step.
         return [
@@ -298,22 +320,54 @@ class ModelRunner:
         return self._network(live, longest, width, max_top_k)
 
     def _network(self, live: int, longest: int, width: int, max_top_k: int) -> tuple[Tensor, Tensor]:
-        steps = self._steps[:live]
-        newest = self._newest[:live]
         hidden, attention = self._decoder.step(
-            self._embed(newest), longest, width, self._alignment.prior[:live, :width], self._alignment.active[:live]
+            self._embed(self._newest[:live]),
+            longest,
+            width,
+            self._alignment.prior[:live, :width],
+            self._alignment.active[:live],
         )
+        # Neither is needed at once, and each is many small operations or one large one.
+        sampling = self._beside.begin(lambda: self._prepare(attention, max_top_k))
+        likely = self._beside.begin(lambda: self._sampler.likely_ends(hidden, self._cfg_scale[:live]))
+        codes = self._sampler.draw(hidden, lambda: sampling().state)
+        return codes, self._conclude(codes, likely(), sampling())
+
+    def _prepare(self, attention: Tensor, max_top_k: int) -> Sampling:
+        """Follows the alignment by the newest frame's attention (n, text); says how to draw its codes."""
+        live = len(attention)
+        # Slots that only pad a CUDA graph's batch run on beyond the end.
+        steps = self._steps[:live].clamp(max=self._max_steps - 1)
         rules = self._alignment.update(attention, steps)
-        may_not_end = rules.may_not | (steps * self._stacking < self._min_frames)
         state = SamplingState(
             temperature=self._temperature[:live],
             top_k=self._top_k[:live],
             max_top_k=max_top_k,
             cfg_scale=self._cfg_scale[:live],
-            noise=self._noise[torch.arange(live, device=steps.device), steps],
+            noise=self._noise[self._slot[:live], steps],
+            may_not_end=rules.may_not | (steps * self._stacking < self._min_frames),
+            must_end=rules.must,
         )
-        codes, ends = self._sampler.sample(hidden, state, may_not_end, rules.must)
-        return codes, torch.stack([ends, self._alignment.attended[:live], rules.cut.long()], dim=1)
+        return Sampling(state, self._alignment.attended[:live], rules.cut)
+
+    def _conclude_step(self, codes: Tensor, likely: Tensor, sampling: Sampling) -> Tensor:
+        """Ends a step: what the next one begins with is written to the slots.
+
+        Args:
+            codes: Result of `CodebookSampler.draw`.
+            likely: Result of `CodebookSampler.likely_ends`.
+            sampling: How they were drawn.
+
+        Returns:
+            (n, 3): the frame of the stack at which each ends, the text position that it attends to, and whether its
+            segment is cut here.
+        """
+        live = len(codes)
+        self._newest[:live] = codes
+        self._steps[:live] += 1
+        self._cache.lengths[:live] += 1
+        ends = self._sampler.find_end(codes, likely, sampling.state)
+        return torch.stack([ends, sampling.attended, sampling.cut.long()], dim=1)
 
     def _embed_codes(self, codes: Tensor) -> Tensor:
         """Embeds a step's codes (n, codebooks, stacking) as `embed_audio_tokens` does, which waits for the device."""

@@ -6,6 +6,7 @@ Noise comes from outside, one uniform number per slot and codebook, so that a se
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ class SamplingState:
         max_top_k: The largest of `top_k`.
         cfg_scale: (n,).
         noise: Uniform in [0, 1), (n, codebooks x stacking).
+        may_not_end: Slots where the end-of-speech token is forbidden, (n,).
+        must_end: Slots where it is forced, (n,).
     """
 
     temperature: Tensor
@@ -36,6 +39,8 @@ class SamplingState:
     max_top_k: int
     cfg_scale: Tensor
     noise: Tensor
+    may_not_end: Tensor
+    must_end: Tensor
 
 
 class CodebookSampler:
@@ -48,6 +53,7 @@ class CodebookSampler:
     def __init__(self, model: MagpieTTSModel) -> None:
         from nemo.collections.tts.modules.magpietts_modules import EOSDetectionMethod, SpecialAudioToken
 
+        self._norm = model.decoder.norm_out
         self._transformer = model.local_transformer
         self._project_in = model.local_transformer_in_projection
         self._project_out = model.local_transformer_audio_out_projection
@@ -76,39 +82,37 @@ class CodebookSampler:
         """Codes drawn in each step: codebooks times frame stacking."""
         return self._codebooks * self._stacking
 
-    def sample(
-        self, hidden: Tensor, state: SamplingState, may_not_end: Tensor, must_end: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, hidden: Tensor, state: Callable[[], SamplingState]) -> Tensor:
         """Draws one step's codes.
 
         Args:
-            hidden: Decoder output, (n, 2, width), conditioned and unconditioned.
-            state: How to draw.
-            may_not_end: Slots where the end-of-speech token is forbidden, (n,).
-            must_end: Slots where it is forced, (n,).
+            hidden: Decoder output before its last norm, (n, 2, width), conditioned and unconditioned.
+            state: Gives how to draw; asked when that is needed.
 
         Returns:
-            Codes (n, codebooks, stacking), and the index of the first frame of the stack at which the speech is over,
-            (n,); `stacking` if it goes on.
+            Codes (n, codebooks, stacking).
         """
         live = hidden.shape[0]
         x = self._first_input(hidden)
+        how = state()
         cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self._transformer.layers)
         drawn = []
         for draw in range(self.draws):
             out = self._project_out(self._local_step(x[:, None], cache))
-            logits = _guide(self._heads[draw](out).float().view(live, GUIDANCE_ROWS, -1), state.cfg_scale)
-            logits = self._restrict(logits, may_not_end, must_end)
-            codes = _draw(logits, state, state.noise[:, draw])
+            logits = _guide(self._heads[draw](out).float().view(live, GUIDANCE_ROWS, -1), how.cfg_scale)
+            codes = _draw(self._restrict(logits, how.may_not_end, how.must_end), how, how.noise[:, draw])
             drawn.append(codes)
             if draw + 1 < self.draws:
                 x = self._next_inputs[draw][codes].repeat_interleave(GUIDANCE_ROWS, dim=0)
-        codes = torch.stack(drawn, dim=1).view(live, self._stacking, self._codebooks).transpose(1, 2)
-        return codes, self._find_end(hidden, codes, state.cfg_scale, may_not_end, must_end)
+        return self._stacked(torch.stack(drawn, dim=1))
+
+    def _stacked(self, drawn: Tensor) -> Tensor:
+        """Codes in the order in which they were drawn, (n, draws), as (n, codebooks, stacking)."""
+        return drawn.view(len(drawn), self._stacking, self._codebooks).transpose(1, 2)
 
     def _first_input(self, hidden: Tensor) -> Tensor:
         """Input of the local transformer before the first draw, (n, 2, width) to (rows, its width)."""
-        return self._place(self._project_in(hidden.flatten(0, 1)), 0)
+        return self._place(self._project_in(self._norm(hidden.flatten(0, 1))), 0)
 
     def _place(self, x: Tensor, position: int) -> Tensor:
         """Adds the local transformer's embedding of a position."""
@@ -136,20 +140,38 @@ class CodebookSampler:
         logits[:, self._end_token] = torch.where(must_end, 0.0, end.masked_fill(may_not_end, float("-inf")))
         return logits
 
-    def _find_end(
-        self, hidden: Tensor, codes: Tensor, cfg_scale: Tensor, may_not_end: Tensor, must_end: Tensor
-    ) -> Tensor:
-        """Looks for the end in the drawn codes and in the most likely codes of the parallel heads."""
-        live = hidden.shape[0]
+    def likely_ends(self, hidden: Tensor, cfg_scale: Tensor) -> Tensor:
+        """Asks the parallel heads whether the end of speech is the most likely code.
+
+        Args:
+            hidden: As for `draw`.
+            cfg_scale: (n,).
+
+        Returns:
+            (n, stacking, codebooks).
+        """
         # The heads are affine, so hidden states can be guided instead of their many logits.
-        guided = _guide(hidden, cfg_scale).to(hidden.dtype)
-        logits = self._parallel_heads(guided).view(live, self._stacking, self._codebooks, -1)
-        likely = logits[..., self._end_token] > logits[..., : self._real_tokens].amax(dim=-1)
-        likely = (likely & ~may_not_end[:, None, None]) | must_end[:, None, None]
+        guided = _guide(self._norm(hidden), cfg_scale).to(hidden.dtype)
+        logits = self._parallel_heads(guided).view(len(hidden), self._stacking, self._codebooks, -1)
+        likely: Tensor = logits[..., self._end_token] > logits[..., : self._real_tokens].amax(dim=-1)
+        return likely
+
+    def find_end(self, codes: Tensor, likely: Tensor, state: SamplingState) -> Tensor:
+        """Looks for the end in the drawn codes and in the most likely codes of the parallel heads.
+
+        Args:
+            codes: Result of `draw`.
+            likely: Result of `likely_ends`.
+            state: How they were drawn.
+
+        Returns:
+            Index of the first frame of the stack at which the speech is over, (n,); `stacking` if it goes on.
+        """
+        likely = (likely & ~state.may_not_end[:, None, None]) | state.must_end[:, None, None]
         ended = self._by_frame(likely)
         if self._sampled_ends_count:
             ended |= self._by_frame(codes.transpose(1, 2) == self._end_token)
-        frames = torch.arange(self._stacking, device=hidden.device)
+        frames = torch.arange(self._stacking, device=codes.device)
         return torch.where(ended, frames, self._stacking).amin(dim=1)
 
     def _by_frame(self, is_end: Tensor) -> Tensor:
