@@ -84,7 +84,7 @@ def _asr_headline(rows: Sequence[Row]) -> str | None:
         return None
     row = max(kept, key=lambda row: row["streams"])
     chunk, final = words(cell(row, "chunk_ms.p95")), words(cell(row, "final_ms.p95"))
-    return f"{row['streams']} callers at once kept up: chunks within {chunk} ms, finals within {final} ms (p95)"
+    return f"{row['streams']} {'caller' if row['streams'] == 1 else 'callers'} at once kept up: chunks within {chunk} ms, finals within {final} ms (p95)"
 
 
 def _tts_headline(rows: Sequence[Row]) -> str | None:
@@ -93,7 +93,7 @@ def _tts_headline(rows: Sequence[Row]) -> str | None:
     kept = max((row["streams"] for row in rows if row["kept_up"] == row["streams"]), default=0)
     first = words(cell(rows[0], "first_audio_ms.p50"))
     alone = f"first audio after {first} ms (p50, {rows[0]['streams']} at once)"
-    return f"{alone}; {kept} listeners at once without an underrun"
+    return f"{alone}; {kept} {'listener' if kept == 1 else 'listeners'} at once without an underrun"
 
 
 def _llm_headline(rows: Sequence[Row]) -> str | None:
