@@ -84,7 +84,8 @@ def _asr_headline(rows: Sequence[Row]) -> str | None:
         return None
     row = max(kept, key=lambda row: row["streams"])
     chunk, final = words(cell(row, "chunk_ms.p95")), words(cell(row, "final_ms.p95"))
-    return f"{row['streams']} {'caller' if row['streams'] == 1 else 'callers'} at once kept up: chunks within {chunk} ms, finals within {final} ms (p95)"
+    callers = "caller" if row["streams"] == 1 else "callers"
+    return f"{row['streams']} {callers} at once kept up: chunks within {chunk} ms, finals within {final} ms (p95)"
 
 
 def _tts_headline(rows: Sequence[Row]) -> str | None:
