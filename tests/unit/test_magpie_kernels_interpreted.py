@@ -102,6 +102,19 @@ def test_what_is_read_ahead_is_there(tiny, monkeypatch):
         assert torch.equal(ours, theirs)
 
 
+def test_the_comparison_at_load_accepts_the_sampler_and_refuses_a_wrong_one(tiny, monkeypatch):
+    monkeypatch.setattr(fused, "FEW_ROWS", 2)  # a smaller comparison
+    settings = settings_of(tiny, max_streams=2)
+    model = fresh_model(settings)
+    runner = ModelRunner(model, read_catalog(model, settings), settings)
+    plain, sampler = runner._sampler, fused_runner(runner)._sampler
+    with watched(), torch.inference_mode():
+        sampler.check(plain)
+        sampler._next_inputs = [-table for table in sampler._next_inputs]
+        with pytest.raises(RuntimeError, match="draw other codes"):
+            sampler.check(plain)
+
+
 def test_the_comparison_at_load_accepts_the_kernels_in_bfloat16(tiny):
     settings = settings_of(tiny, max_streams=2, precision="bfloat16")
     model = fresh_model(settings)
